@@ -1,0 +1,1 @@
+//! Interrupt controllers, timers, serial and the other devices of the board.

@@ -1,0 +1,1 @@
+//! A machine: vCPU threads, memory, bus and devices wired to a board, and its lifecycle.
