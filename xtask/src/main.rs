@@ -1,3 +1,58 @@
-//! Chores of the project.
+//! Chores of the project: `cargo xtask help` lists them.
 
-fn main() {}
+mod bench;
+mod fuzz;
+mod test;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, Subcommand};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Chores of the project")]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Debug, Subcommand)]
+enum Chore {
+    /// Runs all tests: units, properties, machines, the host as oracle, and boots of stock kernels
+    Test(test::Options),
+    /// Times the boot of the default guest under Belljar and under QEMU's TCG, in turn
+    BenchBoot(bench::Options),
+    /// Fuzzes the guest-facing parsers, each for a given time
+    Fuzz(fuzz::Options),
+}
+
+/// The root of the workspace.
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_path_buf()
+}
+
+/// Cargo as it runs this program, in the root of the workspace.
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Runs `command` to its end; a status other than 0 is an error that shows the command.
+fn run(command: &mut Command) -> Result<()> {
+    eprintln!("xtask: {command:?}");
+    let status = command
+        .status()
+        .with_context(|| format!("{command:?} did not start"))?;
+    ensure!(status.success(), "{command:?} ended with {status}");
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().chore {
+        Chore::Test(options) => test::run(&options),
+        Chore::BenchBoot(options) => bench::run(&options),
+        Chore::Fuzz(options) => fuzz::run(&options),
+    }
+}

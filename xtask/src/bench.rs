@@ -1,0 +1,147 @@
+//! Boot time against QEMU's TCG: A against B in one run.
+
+use crate::{cargo, root, run as run_command};
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What the default guest prints when its shell is ready.
+const PROMPT: &str = "/ # ";
+/// A boot that takes longer has failed.
+const LIMIT: Duration = Duration::from_mins(5);
+
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Boots of each, of which the quickest counts
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+    /// The engine of Belljar
+    #[arg(long, default_value = "auto")]
+    engine: String,
+    /// Virtual CPUs
+    #[arg(long, default_value_t = 1)]
+    cpus: u32,
+    /// The kernel to boot
+    #[arg(long)]
+    kernel: PathBuf,
+    /// Its initial RAM filesystem, which ends with a shell prompt
+    #[arg(long)]
+    initrd: PathBuf,
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    run_command(cargo().args(["build", "--release", "--package", "belljar"]))?;
+    let (mut belljar, mut qemu) = (Duration::MAX, Duration::MAX);
+    for round in 1..=options.rounds {
+        qemu = qemu.min(time_to_prompt(&mut qemu_command(options)).context("QEMU")?);
+        belljar = belljar.min(time_to_prompt(&mut belljar_command(options)).context("Belljar")?);
+        eprintln!("round {round}: best so far QEMU TCG {qemu:.2?}, Belljar {belljar:.2?}");
+    }
+    println!(
+        "boot to the prompt: QEMU TCG {:.2} s, Belljar {:.2} s, Belljar/TCG {:.2}",
+        qemu.as_secs_f64(),
+        belljar.as_secs_f64(),
+        belljar.as_secs_f64() / qemu.as_secs_f64()
+    );
+    Ok(())
+}
+
+const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1";
+
+fn belljar_command(options: &Options) -> Command {
+    let mut command = Command::new(root().join("target/release/belljar"));
+    command
+        .args([
+            "run",
+            "--memory",
+            "1G",
+            "--cmdline",
+            COMMAND_LINE,
+            "--engine",
+            &options.engine,
+        ])
+        .args(["--cpus", &options.cpus.to_string()])
+        .arg("--kernel")
+        .arg(&options.kernel)
+        .arg("--initrd")
+        .arg(&options.initrd);
+    command
+}
+
+fn qemu_command(options: &Options) -> Command {
+    let mut command = Command::new("qemu-system-x86_64");
+    command
+        .args([
+            "-M",
+            "q35",
+            "-accel",
+            "tcg",
+            "-cpu",
+            "max",
+            "-m",
+            "1024",
+            "-no-reboot",
+        ])
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-serial",
+            "stdio",
+        ])
+        .args(["-append", COMMAND_LINE, "-smp", &options.cpus.to_string()])
+        .arg("-kernel")
+        .arg(&options.kernel)
+        .arg("-initrd")
+        .arg(&options.initrd);
+    command
+}
+
+/// Starts a guest and measures the time until its prompt appears on standard output.
+fn time_to_prompt(command: &mut Command) -> Result<Duration> {
+    let start = Instant::now();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .with_context(|| format!("{command:?} did not start"))?;
+    let mut output = child.stdout.take().context("the guest has no output")?;
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut bytes = [0; 256];
+        while let Ok(count @ 1..) = output.read(&mut bytes) {
+            if sender.send(bytes[..count].to_vec()).is_err() {
+                break;
+            }
+        }
+    });
+    let mut seen = Vec::new();
+    let reached = loop {
+        let Ok(bytes) = receiver.recv_timeout(LIMIT.saturating_sub(start.elapsed())) else {
+            break false;
+        };
+        seen.extend_from_slice(&bytes);
+        if seen
+            .windows(PROMPT.len())
+            .any(|window| window == PROMPT.as_bytes())
+        {
+            break true;
+        }
+    };
+    let elapsed = start.elapsed();
+    child.kill()?;
+    child.wait()?;
+    ensure!(
+        reached,
+        "no prompt; the console said: {}",
+        String::from_utf8_lossy(&seen)
+    );
+    Ok(elapsed)
+}
