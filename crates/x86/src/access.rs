@@ -101,4 +101,11 @@ pub trait LinearMemory {
         size: u32,
         access: Access,
     ) -> Result<(), Exception>;
+
+    /// A task switch has put a new value into CR3: drops what is cached of the old address space and, under PAE
+    /// paging, loads `cpu.pdpte` ([`load_pdptes`](crate::paging::load_pdptes)).
+    ///
+    /// # Errors
+    /// #GP(0) if the page-directory-pointer entries are malformed; then `cpu.pdpte` is as it was.
+    fn address_space_changed(&mut self, cpu: &mut CpuState) -> Result<(), Exception>;
 }

@@ -7,11 +7,18 @@
 //!
 //! "SDM" in comments is Intel's *Software Developer's Manual*, "APM" AMD's *Architecture Programmer's Manual*.
 
+#![forbid(unsafe_code)]
+
 pub mod access;
 pub mod bits;
 pub mod cpuid;
+pub mod delivery;
 pub mod event;
+pub mod paging;
+pub mod segmentation;
 pub mod state;
+pub mod syscall;
+pub mod transfer;
 
 pub use access::{Access, LinearMemory, PhysicalMemory};
 pub use event::{Event, Exception, Vector};
