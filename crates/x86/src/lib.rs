@@ -11,14 +11,19 @@
 
 pub mod access;
 pub mod bits;
+pub mod control;
 pub mod cpuid;
+pub mod debug;
 pub mod delivery;
 pub mod event;
+pub mod msr;
 pub mod paging;
+pub mod reset;
 pub mod segmentation;
 pub mod state;
 pub mod syscall;
 pub mod transfer;
+pub mod xsave;
 
 pub use access::{Access, LinearMemory, PhysicalMemory};
 pub use event::{Event, Exception, Vector};
