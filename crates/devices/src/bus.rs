@@ -41,7 +41,9 @@ impl<D: Device + ?Sized> SharedDevice for Mutex<D> {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BusError {
     /// Another device answers there.
-    #[error("the {len} bytes at {start:#x} overlap the {other_len} bytes of another device at {other:#x}")]
+    #[error(
+        "the {len} bytes at {start:#x} overlap the {other_len} bytes of another device at {other:#x}"
+    )]
     Overlap {
         /// First address wanted.
         start: u64,

@@ -39,8 +39,8 @@ impl IrqLine {
 #[cfg(test)]
 pub(crate) mod testing {
     use super::{IrqLine, IrqSink};
-    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
     /// A sink for one line that shows its level and counts its rising edges.
     #[derive(Debug, Default)]
