@@ -1,5 +1,8 @@
 //! Names of the bits of the architecture's registers.
 
+/// Width of guest-physical addresses: MAXPHYADDR, as CPUID leaf 0x80000008 tells it.
+pub const PHYS_BITS: u32 = 46;
+
 /// RFLAGS. SDM 1, 3.4.3.
 pub mod rflags {
     #![allow(missing_docs)]
@@ -25,6 +28,8 @@ pub mod rflags {
     pub const ID: u64 = 1 << 21;
     /// The six flags that arithmetic sets.
     pub const STATUS: u64 = CF | PF | AF | ZF | SF | OF;
+    /// All flags that exist and can change.
+    pub const WRITABLE: u64 = STATUS | TF | IF | DF | IOPL | NT | RF | VM | AC | VIF | VIP | ID;
 }
 
 /// CR0. SDM 3A, 2.5.
@@ -99,4 +104,30 @@ pub mod debug {
     /// Bit of DR7 that reads as one.
     pub const DR7_FIXED: u64 = 1 << 10;
     pub const DR7_GD: u64 = 1 << 13;
+    /// The local enable bits L0 to L3 and LE.
+    pub const DR7_LOCAL: u64 = 0x155;
+}
+
+/// Entries of paging structures. SDM 3A, tables 4-14 to 4-20.
+pub mod pte {
+    #![allow(missing_docs)]
+    pub const P: u64 = 1 << 0;
+    pub const RW: u64 = 1 << 1;
+    pub const US: u64 = 1 << 2;
+    pub const A: u64 = 1 << 5;
+    pub const D: u64 = 1 << 6;
+    /// The entry maps a page, above the lowest level.
+    pub const PS: u64 = 1 << 7;
+    pub const G: u64 = 1 << 8;
+    pub const NX: u64 = 1 << 63;
+}
+
+/// The error code of #PF. SDM 3A, 4.7.
+pub mod pf {
+    #![allow(missing_docs)]
+    pub const P: u32 = 1 << 0;
+    pub const W: u32 = 1 << 1;
+    pub const U: u32 = 1 << 2;
+    pub const RSVD: u32 = 1 << 3;
+    pub const I: u32 = 1 << 4;
 }

@@ -94,6 +94,11 @@ impl Exception {
         Self::plain(Vector::Simd)
     }
 
+    /// #DF
+    pub const fn double_fault() -> Self {
+        Self::coded(Vector::DoubleFault, 0)
+    }
+
     /// #GP
     pub const fn general_protection(error: u32) -> Self {
         Self::coded(Vector::GeneralProtection, error)

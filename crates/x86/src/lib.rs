@@ -15,13 +15,17 @@ pub mod control;
 pub mod cpuid;
 pub mod debug;
 pub mod delivery;
+pub mod descriptor;
 pub mod event;
+mod inner_stack;
 pub mod msr;
 pub mod paging;
 pub mod reset;
 pub mod segmentation;
+mod stack;
 pub mod state;
 pub mod syscall;
+pub mod task;
 pub mod transfer;
 pub mod xsave;
 
