@@ -2,8 +2,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod acpi_pm;
 pub mod bus;
 pub mod control;
+pub mod debug_exit;
+pub mod i8042;
 pub mod interrupts;
 pub mod ioapic;
 pub mod irq;
@@ -11,4 +14,5 @@ pub mod lapic;
 pub mod layout;
 pub mod message;
 pub mod pic;
+pub mod serial;
 pub mod timers;
