@@ -1,0 +1,219 @@
+//! What differs between two outcomes of a case.
+
+use crate::case::{Case, Outcome};
+use crate::encode::decode;
+use crate::layout::{DATA, Data, data_offset};
+use belljar_x86::bits::rflags;
+use iced_x86::{Mnemonic, RflagsBits};
+use std::ops::Range;
+
+/// What to do with flags that the manual calls undefined after an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undefined {
+    /// They may differ.
+    Ignore,
+    /// They must be the host's all the same.
+    Compare,
+}
+
+/// One difference.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// Of what: a register, a flag word, a place in memory, the exception.
+    pub what: String,
+    /// The host's value.
+    pub host: String,
+    /// The engine's value.
+    pub engine: String,
+}
+
+/// The flags that are compared: all but RF, of which a signal frame does not always tell the truth.
+const FLAGS: u64 = rflags::STATUS
+    | rflags::DF
+    | rflags::TF
+    | rflags::IF
+    | rflags::IOPL
+    | rflags::NT
+    | rflags::AC
+    | rflags::ID;
+
+const REGISTER_NAMES: [&str; 16] = [
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
+    "r14", "r15",
+];
+
+/// Collects differences.
+#[derive(Default)]
+struct Differences(Vec<Difference>);
+
+impl Differences {
+    fn number(&mut self, what: impl FnOnce() -> String, host: u64, engine: u64) {
+        if host != engine {
+            self.0.push(Difference {
+                what: what(),
+                host: format!("{host:#x}"),
+                engine: format!("{engine:#x}"),
+            });
+        }
+    }
+
+    fn words(&mut self, what: impl FnOnce() -> String, host: &[u64], engine: &[u64]) {
+        if host != engine {
+            self.0.push(Difference {
+                what: what(),
+                host: hex(host),
+                engine: hex(engine),
+            });
+        }
+    }
+}
+
+/// A register of several words, the most significant one first.
+pub fn hex(words: &[u64]) -> String {
+    let digits: Vec<String> = words.iter().rev().map(|w| format!("{w:016x}")).collect();
+    digits.join("_")
+}
+
+/// All differences between the `host`'s and the `engine`'s outcome of `case`.
+pub fn differences(
+    case: &Case,
+    host: &Outcome,
+    engine: &Outcome,
+    undefined: Undefined,
+) -> Vec<Difference> {
+    let mut found = Differences::default();
+    let ignored = match undefined {
+        Undefined::Ignore => undefined_flags(case),
+        Undefined::Compare => Ignored::default(),
+    };
+    compare_faults(host, engine, &mut found);
+    compare_registers(host, engine, &ignored, &mut found);
+    compare_vectors(host, engine, &ignored, &mut found);
+    compare_data(case, host, engine, &mut found);
+    found.0
+}
+
+fn compare_faults(host: &Outcome, engine: &Outcome, found: &mut Differences) {
+    let (h, e) = (&host.fault, &engine.fault);
+    found.number(|| "exception".into(), h.vector, e.vector);
+    // Linux reports every fault at a kernel address as one at a present page.
+    let hidden = u64::from(h.vector == 14 && h.address >> 63 != 0);
+    found.number(|| "error code".into(), h.error & !hidden, e.error & !hidden);
+    found.number(|| "cr2".into(), h.address, e.address);
+}
+
+fn compare_registers(host: &Outcome, engine: &Outcome, ignored: &Ignored, found: &mut Differences) {
+    let (h, e) = (&host.registers, &engine.registers);
+    for (n, name) in REGISTER_NAMES.iter().enumerate() {
+        found.number(|| (*name).into(), h.gpr[n], e.gpr[n]);
+    }
+    let mask = FLAGS & !ignored.rflags;
+    found.number(|| "rip".into(), h.rip, e.rip);
+    found.number(|| "rflags".into(), h.rflags & mask, e.rflags & mask);
+    found.number(|| "fs base".into(), h.fs_base, e.fs_base);
+    found.number(|| "gs base".into(), h.gs_base, e.gs_base);
+}
+
+/// FIP, FDP and FOP are left out: AMD's processors save them only while an x87 exception is pending.
+fn compare_vectors(host: &Outcome, engine: &Outcome, ignored: &Ignored, found: &mut Differences) {
+    let (h, e) = (&host.vector, &engine.vector);
+    for n in 0..32 {
+        found.words(|| format!("zmm{n}"), &h.zmm[n], &e.zmm[n]);
+    }
+    for n in 0..8 {
+        found.number(|| format!("k{n}"), h.k[n], e.k[n]);
+    }
+    let (h, e) = (&h.x87, &e.x87);
+    let fsw = !ignored.fsw;
+    found.number(|| "mxcsr".into(), h.mxcsr.into(), e.mxcsr.into());
+    found.number(|| "fcw".into(), h.fcw.into(), e.fcw.into());
+    found.number(|| "fsw".into(), (h.fsw & fsw).into(), (e.fsw & fsw).into());
+    found.number(|| "ftw".into(), h.ftw.into(), e.ftw.into());
+    for n in 0..8 {
+        found.words(|| format!("st{n}"), &h.st[n], &e.st[n]);
+    }
+}
+
+fn compare_data(case: &Case, host: &Outcome, engine: &Outcome, found: &mut Differences) {
+    if host.data == engine.data {
+        return;
+    }
+    let (mut h, mut e) = (host.data.clone(), engine.data.clone());
+    if let Some(range) = x87_pointers(case) {
+        h[range.clone()].fill(0);
+        e[range].fill(0);
+    }
+    let differs = |at: &usize| h[*at] != e[*at];
+    let all = 0..h.len();
+    if let (Some(first), Some(last)) = (all.clone().find(differs), all.rev().find(differs)) {
+        let end = (last + 1).min(first + 64);
+        let text = |data: &Data| {
+            let bytes: Vec<String> = data[first..end]
+                .iter()
+                .map(|b| format!("{b:02x}"))
+                .collect();
+            bytes.join(" ")
+        };
+        found.0.push(Difference {
+            what: format!(
+                "memory at {:#x} to {:#x}",
+                DATA + first as u64,
+                DATA + last as u64
+            ),
+            host: text(&h),
+            engine: text(&e),
+        });
+    }
+}
+
+/// Flags that may differ.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ignored {
+    rflags: u64,
+    fsw: u16,
+}
+
+/// Flags that some instruction of `case` leaves undefined.
+fn undefined_flags(case: &Case) -> Ignored {
+    const RFLAGS: [(u32, u64); 6] = [
+        (RflagsBits::OF, rflags::OF),
+        (RflagsBits::SF, rflags::SF),
+        (RflagsBits::ZF, rflags::ZF),
+        (RflagsBits::AF, rflags::AF),
+        (RflagsBits::CF, rflags::CF),
+        (RflagsBits::PF, rflags::PF),
+    ];
+    const FSW: [(u32, u16); 4] = [
+        (RflagsBits::C0, 1 << 8),
+        (RflagsBits::C1, 1 << 9),
+        (RflagsBits::C2, 1 << 10),
+        (RflagsBits::C3, 1 << 14),
+    ];
+    let bits = case
+        .instructions
+        .iter()
+        .filter_map(|bytes| decode(bytes))
+        .fold(0, |bits, e| bits | e.instruction.rflags_undefined());
+    let chosen = |name: u32| bits & name != 0;
+    Ignored {
+        rflags: RFLAGS
+            .iter()
+            .filter(|f| chosen(f.0))
+            .fold(0, |m, f| m | f.1),
+        fsw: FSW.iter().filter(|f| chosen(f.0)).fold(0, |m, f| m | f.1),
+    }
+}
+
+/// Where the last instruction's FNSTENV or FNSAVE puts the last x87 instruction's opcode and pointers. SDM 1, 8.1.10.
+fn x87_pointers(case: &Case) -> Option<Range<usize>> {
+    let instruction = decode(case.instructions.last()?)?.instruction;
+    if !matches!(instruction.mnemonic(), Mnemonic::Fnstenv | Mnemonic::Fnsave) {
+        return None;
+    }
+    let registers = &case.registers;
+    let address = crate::report::effective_address(&instruction, registers)?;
+    let wide = matches!(instruction.memory_size().size(), 28 | 108);
+    let (first, len) = if wide { (12, 16) } else { (6, 8) };
+    let start = data_offset(address.wrapping_add(first), len)?;
+    Some(start..start + len)
+}
