@@ -26,6 +26,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// The code that faults continue at has no encoding.
+    #[error("the recovery code could not be encoded")]
+    Recovery,
     /// More code memories are in use at once than the fault handler can know.
     #[error("more than {0} code memories are in use")]
     TooMany(usize),

@@ -17,11 +17,21 @@
 //!    computes the operand's linear address (without the index, if it is a vector's) and calls
 //!    [`Stubs::run_with_memory`] with its [`OperandMemory`], or, for [`Memory::Whole`] with the operand in ordinary RAM
 //!    within one page, the faster [`Stubs::run_at`] with the host's address of the operand. For a misaligned operand of an
-//!    instruction that demands alignment the engine raises #GP(0) before: [`Stub::check_alignment`].
+//!    instruction that demands alignment the engine raises #GP(0) before: [`Stub::check_alignment`]. The operand of
+//!    MASKMOVDQU and MASKMOVQ is at the implied DS:rDI.
 //! 4. After an x87 instruction without exception: [`Stub::record_x87_pointers`].
 
+mod class;
+mod code_memory;
+mod compile;
+mod elements;
+mod emit;
 mod error;
+mod fault;
+mod host;
+mod masked;
 mod memory;
+mod registers;
 mod stub;
 mod stubs;
 

@@ -1,0 +1,221 @@
+//! Which bytes of memory a masked instruction touches.
+
+use crate::{Memory, OperandMemory};
+use belljar_x86::{CpuState, Exception};
+use iced_x86::{Instruction, Mnemonic, Register};
+
+/// How a masked instruction's elements in memory are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mask {
+    /// Each by its bit of an opmask register.
+    Opmask { k: u8 },
+    /// One element, or a tuple of `tuple` elements, is used again and again for the bits of an opmask register.
+    Repeated { k: u8, tuple: u8 },
+    /// As many as the opmask register has bits, next to each other: compress and expand.
+    Packed { k: u8 },
+    /// Each by the sign of its element in a vector register.
+    Sign { register: u8 },
+}
+
+/// The bytes of memory that a masked instruction touches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Masking {
+    pub(crate) mask: Mask,
+    /// Bytes of an element in memory.
+    pub(crate) element: u8,
+}
+
+/// Instructions that shuffle the elements of their memory operand: they read all of it whatever the mask says. SDM 2A,
+/// 2.8, exception class E4NF.
+fn reads_all(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    match mnemonic {
+        M::Valignd | M::Valignq | M::Vdbpsadbw | M::Vmovddup | M::Vmovshdup | M::Vmovsldup => true,
+        M::Vpackssdw | M::Vpacksswb | M::Vpackusdw | M::Vpackuswb | M::Vpalignr => true,
+        M::Vpermb | M::Vpermd | M::Vpermi2b | M::Vpermi2d | M::Vpermi2pd | M::Vpermi2ps => true,
+        M::Vpermi2q | M::Vpermi2w | M::Vpermilpd | M::Vpermilps | M::Vpermpd => true,
+        M::Vpermps | M::Vpermq | M::Vpermt2b | M::Vpermt2d | M::Vpermt2pd => true,
+        M::Vpermt2ps | M::Vpermt2q | M::Vpermt2w | M::Vpermw | M::Vpmultishiftqb => true,
+        M::Vpshufb | M::Vpshufbitqmb | M::Vpshufd | M::Vpshufhw | M::Vpshuflw => true,
+        M::Vpslld | M::Vpsllq | M::Vpsllw | M::Vpsrad | M::Vpsraq | M::Vpsraw => true,
+        M::Vpsrld | M::Vpsrlq | M::Vpsrlw => true,
+        M::Vpunpckhbw | M::Vpunpckhdq | M::Vpunpckhqdq | M::Vpunpckhwd | M::Vpunpcklbw => true,
+        M::Vpunpckldq | M::Vpunpcklqdq | M::Vpunpcklwd | M::Vshuff32x4 | M::Vshuff64x2 => true,
+        M::Vshufi32x4 | M::Vshufi64x2 | M::Vshufpd | M::Vshufps | M::Vunpckhpd => true,
+        M::Vunpckhps | M::Vunpcklpd | M::Vunpcklps => true,
+        M::Vinsertf32x4 | M::Vinsertf32x8 | M::Vinsertf64x2 | M::Vinsertf64x4 => true,
+        M::Vinserti32x4 | M::Vinserti32x8 | M::Vinserti64x2 | M::Vinserti64x4 => true,
+        M::Vgf2p8affineinvqb | M::Vgf2p8affineqb => true,
+        _ => false,
+    }
+}
+
+fn is_tuple_broadcast(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Vbroadcastf32x2
+            | M::Vbroadcastf32x4
+            | M::Vbroadcastf32x8
+            | M::Vbroadcastf64x2
+            | M::Vbroadcastf64x4
+            | M::Vbroadcasti32x2
+            | M::Vbroadcasti32x4
+            | M::Vbroadcasti32x8
+            | M::Vbroadcasti64x2
+            | M::Vbroadcasti64x4
+            | M::Vbroadcastsd
+            | M::Vbroadcastss
+            | M::Vpbroadcastb
+            | M::Vpbroadcastd
+            | M::Vpbroadcastq
+            | M::Vpbroadcastw
+    )
+}
+
+impl Masking {
+    /// How `instruction` masks its memory operand, if it does.
+    pub(crate) fn of(instruction: &Instruction) -> Option<Self> {
+        use Mnemonic as M;
+        let mnemonic = instruction.mnemonic();
+        let size = instruction.memory_size();
+        let element = match size.element_size() {
+            0 => size.size(),
+            element => element,
+        } as u8;
+        let (element, mask) = match mnemonic {
+            M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq => {
+                // A load's mask is the second operand; a store's too, behind the memory operand.
+                let register = instruction.op1_register().number() as u8;
+                let element = match mnemonic {
+                    M::Vmaskmovps | M::Vpmaskmovd => 4,
+                    _ => 8,
+                };
+                (element, Mask::Sign { register })
+            }
+            _ if instruction.op_mask() == Register::None || reads_all(mnemonic) => return None,
+            M::Vcompresspd | M::Vcompressps | M::Vpcompressb | M::Vpcompressd => {
+                (element, packed(instruction))
+            }
+            M::Vpcompressq | M::Vpcompressw | M::Vexpandpd | M::Vexpandps => {
+                (element, packed(instruction))
+            }
+            M::Vpexpandb | M::Vpexpandd | M::Vpexpandq | M::Vpexpandw => {
+                (element, packed(instruction))
+            }
+            _ if instruction.is_broadcast() || is_tuple_broadcast(mnemonic) => {
+                let tuple = (size.size() as u8) / element.max(1);
+                let k = opmask(instruction);
+                (element, Mask::Repeated { k, tuple })
+            }
+            _ => {
+                let k = opmask(instruction);
+                (element, Mask::Opmask { k })
+            }
+        };
+        Some(Self { mask, element })
+    }
+
+    /// Which of `size` bytes the instruction touches with the present registers: bit 0 is the first byte.
+    fn touched(&self, cpu: &CpuState, size: usize) -> u64 {
+        let element = usize::from(self.element).max(1);
+        let count = size / element;
+        let opmask = |k: u8| cpu.vector.k[usize::from(k) & 7];
+        let all = ones(count);
+        let elements = match self.mask {
+            Mask::Opmask { k } => opmask(k) & all,
+            Mask::Repeated { k, tuple } => {
+                // The bits of a whole ZMM register: those above the vector's length are taken as set, if they are, so
+                // that more is read than need be, never less.
+                let tuple = usize::from(tuple).max(1);
+                let bits = opmask(k) & ones(64 / element);
+                (0..64)
+                    .filter(|bit| bits >> bit & 1 != 0)
+                    .fold(0, |all, bit| all | 1 << (bit % tuple))
+            }
+            Mask::Packed { k } => ones((opmask(k) & all).count_ones() as usize),
+            Mask::Sign { register } => {
+                let words = &cpu.vector.zmm[usize::from(register) & 31];
+                (0..count)
+                    .filter(|each| {
+                        let sign = (each + 1) * element * 8 - 1;
+                        words[(sign / 64) & 7] >> (sign % 64) & 1 != 0
+                    })
+                    .fold(0, |all, each| all | 1 << each)
+            }
+        };
+        (0..count)
+            .filter(|each| elements >> each & 1 != 0)
+            .fold(0, |all, each| all | ones(element) << (each * element))
+    }
+
+    /// The touched bytes as runs of offset and length.
+    pub(crate) fn runs(&self, cpu: &CpuState, size: usize) -> impl Iterator<Item = (usize, usize)> {
+        let mut left = self.touched(cpu, size);
+        std::iter::from_fn(move || {
+            let start = left.trailing_zeros() as usize;
+            if start >= 64 {
+                return None;
+            }
+            let length = (left >> start).trailing_ones() as usize;
+            left &= !(ones(length) << start);
+            Some((start, length))
+        })
+    }
+
+    /// Reads the touched bytes of the operand into `bytes`.
+    pub(crate) fn read<M: OperandMemory>(
+        &self,
+        cpu: &CpuState,
+        memory: &mut M,
+        bytes: &mut [u8],
+    ) -> Result<(), Exception> {
+        let size = bytes.len();
+        for (start, length) in self.runs(cpu, size) {
+            memory.read(cpu, start as u64, &mut bytes[start..start + length])?;
+        }
+        Ok(())
+    }
+
+    /// Writes the touched bytes of the operand from `bytes`.
+    pub(crate) fn write<M: OperandMemory>(
+        &self,
+        cpu: &CpuState,
+        memory: &mut M,
+        bytes: &[u8],
+    ) -> Result<(), Exception> {
+        for (start, length) in self.runs(cpu, bytes.len()) {
+            memory.write(cpu, start as u64, &bytes[start..start + length])?;
+        }
+        Ok(())
+    }
+
+    /// The kind of memory operand of `size` bytes that this makes.
+    pub(crate) fn memory(size: u16, alignment: u8, read: bool, write: bool) -> Memory {
+        Memory::Masked {
+            size,
+            alignment,
+            read,
+            write,
+        }
+    }
+}
+
+fn opmask(instruction: &Instruction) -> u8 {
+    instruction.op_mask().number() as u8
+}
+
+fn packed(instruction: &Instruction) -> Mask {
+    Mask::Packed {
+        k: opmask(instruction),
+    }
+}
+
+/// `count` ones; `count` is at most 64.
+const fn ones(count: usize) -> u64 {
+    if count >= 64 {
+        u64::MAX
+    } else {
+        (1 << count) - 1
+    }
+}
