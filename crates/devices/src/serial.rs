@@ -413,7 +413,7 @@ impl Serial {
         };
         if switched || value & (fcr::ENABLE | fcr::CLEAR_RECEIVER) == 3 {
             self.state.received.clear();
-            }
+        }
         self.restart_timeout();
         self.tell_room();
     }
