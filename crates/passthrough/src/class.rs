@@ -1,42 +1,39 @@
 //! What kind of instruction an instruction is.
 
 use crate::Unit;
-use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, Mnemonic as M, OpKind, Register};
+
+/// Innocuous instructions of the integer unit, in all their forms.
+#[rustfmt::skip]
+const INTEGER: &[Mnemonic] = &[
+    M::Adc, M::Adcx, M::Add, M::Adox, M::And, M::Andn, M::Bextr, M::Blcfill, M::Blci, M::Blcic,
+    M::Blcmsk, M::Blcs, M::Blsfill, M::Blsi, M::Blsic, M::Blsmsk, M::Blsr, M::Bsf, M::Bsr, M::Bswap,
+    M::Bzhi, M::Cbw, M::Cdq, M::Cdqe, M::Clc, M::Cmc, M::Cmp, M::Cqo, M::Crc32, M::Cwd, M::Cwde,
+    M::Dec, M::Div, M::Idiv, M::Imul, M::Inc, M::Lahf, M::Lzcnt, M::Movbe, M::Movnti, M::Movsx,
+    M::Movsxd, M::Movzx, M::Mul, M::Mulx, M::Neg, M::Not, M::Or, M::Pdep, M::Pext, M::Popcnt, M::Rcl,
+    M::Rcr, M::Rol, M::Ror, M::Rorx, M::Sahf, M::Sar, M::Sarx, M::Sbb, M::Shl, M::Shld, M::Shlx,
+    M::Shr, M::Shrd, M::Shrx, M::Stc, M::Sub, M::T1mskc, M::Test, M::Tzcnt, M::Tzmsk, M::Xor,
+    M::Cmova, M::Cmovae, M::Cmovb, M::Cmovbe, M::Cmove, M::Cmovg, M::Cmovge, M::Cmovl, M::Cmovle,
+    M::Cmovne, M::Cmovno, M::Cmovnp, M::Cmovns, M::Cmovo, M::Cmovp, M::Cmovs,
+    M::Seta, M::Setae, M::Setb, M::Setbe, M::Sete, M::Setg, M::Setge, M::Setl, M::Setle, M::Setne,
+    M::Setno, M::Setnp, M::Setns, M::Seto, M::Setp, M::Sets,
+];
 
 /// Whether the instruction is an innocuous one of the integer unit.
 fn integer(instruction: &Instruction) -> bool {
-    use Mnemonic as M;
-    let in_memory = has_memory(instruction);
     match instruction.mnemonic() {
-        M::Adc | M::Adcx | M::Add | M::Adox | M::And | M::Andn | M::Bextr | M::Blcfill => true,
-        M::Blci | M::Blcic | M::Blcmsk | M::Blcs | M::Blsfill | M::Blsi | M::Blsic => true,
-        M::Blsmsk | M::Blsr | M::Bsf | M::Bsr | M::Bswap | M::Bzhi | M::Cbw | M::Cdq => true,
-        M::Cdqe | M::Clc | M::Cmc | M::Cmp | M::Cqo | M::Crc32 | M::Cwd | M::Cwde => true,
-        M::Dec | M::Div | M::Idiv | M::Imul | M::Inc | M::Lahf | M::Lzcnt | M::Movbe => true,
-        M::Movnti => true,
-        M::Movsx | M::Movsxd | M::Movzx | M::Mul | M::Mulx | M::Neg | M::Not | M::Or => true,
-        M::Pdep | M::Pext | M::Popcnt | M::Rcl | M::Rcr | M::Rol | M::Ror | M::Rorx => true,
-        M::Sahf | M::Sar | M::Sarx | M::Sbb | M::Shl | M::Shld | M::Shlx | M::Shr => true,
-        M::Shrd | M::Shrx | M::Stc | M::Sub | M::T1mskc | M::Test | M::Tzcnt | M::Tzmsk => true,
-        M::Xor => true,
-        M::Cmova | M::Cmovae | M::Cmovb | M::Cmovbe | M::Cmove | M::Cmovg | M::Cmovge => true,
-        M::Cmovl | M::Cmovle | M::Cmovne | M::Cmovno | M::Cmovnp | M::Cmovns | M::Cmovo => true,
-        M::Cmovp | M::Cmovs => true,
-        M::Seta | M::Setae | M::Setb | M::Setbe | M::Sete | M::Setg | M::Setge | M::Setl => true,
-        M::Setle | M::Setne | M::Setno | M::Setnp | M::Setns | M::Seto | M::Setp | M::Sets => true,
         // In memory, a register's index reaches beyond the operand.
         M::Bt | M::Btc | M::Btr | M::Bts => {
-            !in_memory || instruction.op1_kind() == OpKind::Immediate8
+            !has_memory(instruction) || instruction.op1_kind() == OpKind::Immediate8
         }
         // In memory, XCHG is atomic, and the others nearly always have LOCK.
-        M::Cmpxchg | M::Xadd | M::Xchg => !in_memory,
-        _ => false,
+        M::Cmpxchg | M::Xadd | M::Xchg => !has_memory(instruction),
+        mnemonic => INTEGER.contains(&mnemonic),
     }
 }
 
 /// Instructions that belong to a vector extension or x87 but not to this crate.
 fn excluded(mnemonic: Mnemonic) -> bool {
-    use Mnemonic as M;
     matches!(
         mnemonic,
         M::Prefetchnta
@@ -127,7 +124,6 @@ fn uses_only_mxcsr(instruction: &Instruction) -> bool {
 }
 
 fn is_vector_extension(instruction: &Instruction) -> bool {
-    use Mnemonic as M;
     any_register(instruction, Register::is_vector_register)
         || matches!(
             instruction.mnemonic(),
@@ -203,7 +199,6 @@ pub(crate) enum Pointers {
 
 /// What the instruction does to the x87 pointers. SDM 1, 8.1.8.
 pub(crate) fn pointers(instruction: &Instruction) -> Pointers {
-    use Mnemonic as M;
     match instruction.mnemonic() {
         M::Fninit | M::Finit | M::Fnsave | M::Fsave => Pointers::Clear,
         M::Fldenv | M::Frstor => Pointers::Load,
@@ -218,7 +213,6 @@ pub(crate) fn pointers(instruction: &Instruction) -> Pointers {
 
 /// Whether the instruction stores a result of x87: an unmasked exception then leaves memory alone.
 pub(crate) fn is_x87_store(instruction: &Instruction) -> bool {
-    use Mnemonic as M;
     matches!(
         instruction.mnemonic(),
         M::Fst | M::Fstp | M::Fist | M::Fistp | M::Fisttp | M::Fbstp
@@ -227,7 +221,6 @@ pub(crate) fn is_x87_store(instruction: &Instruction) -> bool {
 
 /// Whether the flags that the instruction changes depend on its data (a count of zero changes none).
 pub(crate) fn may_keep_flags(mnemonic: Mnemonic) -> bool {
-    use Mnemonic as M;
     matches!(
         mnemonic,
         M::Rcl | M::Rcr | M::Rol | M::Ror | M::Sal | M::Sar | M::Shl | M::Shld | M::Shr | M::Shrd
@@ -236,7 +229,6 @@ pub(crate) fn may_keep_flags(mnemonic: Mnemonic) -> bool {
 
 /// What the address of the memory operand of `size` bytes must be a multiple of. SDM 2A, 2.4 and 2.8.
 pub(crate) fn alignment(instruction: &Instruction, unit: Unit, size: usize) -> u8 {
-    use Mnemonic as M;
     let mnemonic = instruction.mnemonic();
     let demanded = match unit {
         Unit::Sse if size == 16 => !matches!(

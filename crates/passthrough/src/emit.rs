@@ -247,8 +247,13 @@ impl Emitter {
             self.store_guest_mxcsr()?;
         }
         self.load_host_mxcsr()?;
+        if pointers == Pointers::Load {
+            // FXSAVE does not save the pointers on every processor, see below; the environment has them.
+            let environment = context(offset_of!(Context, environment));
+            self.put(Instruction::with1(Code::Fnstenv_m28byte, environment))?;
+        }
         self.put_plain(Code::Fninit)?;
-        // Not the pointers, which some processors keep only while an exception is pending. APM 2, 11.4.4.
+        // Not the pointers, which AMD's processors save only while an exception is pending. APM 2, 11.4.4.
         self.copy32(image, offset_of!(X87, fcw))?;
         self.load(
             Code::Movzx_r32_rm8,
@@ -257,7 +262,7 @@ impl Emitter {
         )?;
         let tags = state(X87_IMAGE + offset_of!(X87, ftw));
         self.store(Code::Mov_rm8_r8, tags, Register::AL)?;
-        self.leave_pointers(image, pointers)?;
+        self.leave_pointers(pointers)?;
         for register in 0..8 {
             let offset = offset_of!(X87, st) + 16 * register;
             let (xmm, from) = (Register::XMM0, context(image + offset));
@@ -273,31 +278,37 @@ impl Emitter {
         self.store(Code::Mov_rm32_r32, state(X87_IMAGE + offset), Register::EAX)
     }
 
-    fn leave_pointers(&mut self, image: usize, pointers: Pointers) -> Result<(), IcedError> {
-        let (opcode, rax) = (offset_of!(X87, fop), Register::RAX);
+    /// Moves x87's pointers to where the instruction that has run leaves them.
+    fn leave_pointers(&mut self, pointers: Pointers) -> Result<(), IcedError> {
+        let (eax, rax) = (Register::EAX, Register::RAX);
+        let environment = offset_of!(Context, environment);
         match pointers {
             Pointers::Keep | Pointers::Record => return Ok(()),
-            Pointers::Clear => {
-                self.put(Instruction::with2(
-                    Code::Xor_r32_rm32,
-                    Register::EAX,
-                    Register::EAX,
-                ))?;
-            }
-            Pointers::Load => {
-                self.load(Code::Movzx_r32_rm16, Register::EAX, context(image + opcode))?;
-            }
+            Pointers::Clear => self.put(Instruction::with2(Code::Xor_r32_rm32, eax, eax))?,
+            Pointers::Load => {}
         }
-        self.store(Code::Mov_rm16_r16, state(X87_IMAGE + opcode), Register::AX)?;
-        for offset in [offset_of!(X87, fip), offset_of!(X87, fdp)] {
+        for (code, from, to) in ENVIRONMENT_POINTERS {
             if pointers == Pointers::Load {
-                self.load(Code::Mov_r64_rm64, rax, context(image + offset))?;
+                self.load(code, eax, context(environment + from))?;
             }
-            self.store(Code::Mov_rm64_r64, state(X87_IMAGE + offset), rax)?;
+            let to = state(X87_IMAGE + to);
+            if code == Code::Movzx_r32_rm16 {
+                self.store(Code::Mov_rm16_r16, to, Register::AX)?;
+            } else {
+                self.store(Code::Mov_rm64_r64, to, rax)?;
+            }
         }
         Ok(())
     }
 }
+
+/// Where the 32-bit environment (SDM 1, figure 8-9) has x87's pointers, and the image of FXSAVE: what loads them, and
+/// their offsets.
+const ENVIRONMENT_POINTERS: [(Code, usize, usize); 3] = [
+    (Code::Movzx_r32_rm16, 18, offset_of!(X87, fop)),
+    (Code::Mov_r32_rm32, 12, offset_of!(X87, fip)),
+    (Code::Mov_r32_rm32, 20, offset_of!(X87, fdp)),
+];
 
 /// The code of a stub for `instruction`, whose operands are already the host's.
 pub(crate) fn stub(

@@ -22,8 +22,19 @@ fn on_host(feature: CpuidFeature) -> Option<bool> {
     use CpuidFeature as F;
     Some(match feature {
         // Everything that runs 64-bit Linux.
-        F::INTEL8086 | F::INTEL186 | F::INTEL286 | F::INTEL386 | F::INTEL486 | F::X64 => true,
-        F::CMOV | F::FPU | F::FPU287 | F::FPU387 | F::MMX | F::SSE | F::SSE2 => true,
+        F::INTEL8086
+        | F::INTEL186
+        | F::INTEL286
+        | F::INTEL386
+        | F::INTEL486
+        | F::X64
+        | F::CMOV
+        | F::FPU
+        | F::FPU287
+        | F::FPU387
+        | F::MMX
+        | F::SSE
+        | F::SSE2 => true,
         F::ADX => detected!("adx"),
         F::BMI1 => detected!("bmi1"),
         F::BMI2 => detected!("bmi2"),
@@ -64,9 +75,17 @@ fn on_host(feature: CpuidFeature) -> Option<bool> {
         F::AVX512_VPOPCNTDQ => has_avx512() && detected!("avx512vpopcntdq"),
         F::AVX512_FP16 => has_avx512() && detected!("avx512fp16"),
         // Of processors that are gone or never ran an operating system of their own.
-        F::AVX512_4FMAPS | F::AVX512_4VNNIW | F::AVX512ER | F::AVX512PF => false,
-        F::FMA4 | F::XOP | F::D3NOW | F::D3NOWEXT => false,
-        F::FPU287XL_ONLY | F::FPU387SL_ONLY | F::CYRIX_FPU => false,
+        F::AVX512_4FMAPS
+        | F::AVX512_4VNNIW
+        | F::AVX512ER
+        | F::AVX512PF
+        | F::FMA4
+        | F::XOP
+        | F::D3NOW
+        | F::D3NOWEXT
+        | F::FPU287XL_ONLY
+        | F::FPU387SL_ONLY
+        | F::CYRIX_FPU => false,
         _ => return None,
     })
 }

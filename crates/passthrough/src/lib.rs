@@ -39,3 +39,6 @@ pub use error::{CompileError, Error};
 pub use memory::{Memory, OperandMemory};
 pub use stub::{Stub, Unit};
 pub use stubs::Stubs;
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 
 use crate::{Memory, OperandMemory};
 use belljar_x86::{CpuState, Exception};
-use iced_x86::{Instruction, Mnemonic, Register};
+use iced_x86::{Instruction, Mnemonic, Mnemonic as M, Register};
 
 /// How a masked instruction's elements in memory are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,62 +27,48 @@ pub(crate) struct Masking {
 
 /// Instructions that shuffle the elements of their memory operand: they read all of it whatever the mask says. SDM 2A,
 /// 2.8, exception class E4NF.
-fn reads_all(mnemonic: Mnemonic) -> bool {
-    use Mnemonic as M;
-    match mnemonic {
-        M::Valignd | M::Valignq | M::Vdbpsadbw | M::Vmovddup | M::Vmovshdup | M::Vmovsldup => true,
-        M::Vpackssdw | M::Vpacksswb | M::Vpackusdw | M::Vpackuswb | M::Vpalignr => true,
-        M::Vpermb | M::Vpermd | M::Vpermi2b | M::Vpermi2d | M::Vpermi2pd | M::Vpermi2ps => true,
-        M::Vpermi2q | M::Vpermi2w | M::Vpermilpd | M::Vpermilps | M::Vpermpd => true,
-        M::Vpermps | M::Vpermq | M::Vpermt2b | M::Vpermt2d | M::Vpermt2pd => true,
-        M::Vpermt2ps | M::Vpermt2q | M::Vpermt2w | M::Vpermw | M::Vpmultishiftqb => true,
-        M::Vpshufb | M::Vpshufbitqmb | M::Vpshufd | M::Vpshufhw | M::Vpshuflw => true,
-        M::Vpslld | M::Vpsllq | M::Vpsllw | M::Vpsrad | M::Vpsraq | M::Vpsraw => true,
-        M::Vpsrld | M::Vpsrlq | M::Vpsrlw => true,
-        M::Vpunpckhbw | M::Vpunpckhdq | M::Vpunpckhqdq | M::Vpunpckhwd | M::Vpunpcklbw => true,
-        M::Vpunpckldq | M::Vpunpcklqdq | M::Vpunpcklwd | M::Vshuff32x4 | M::Vshuff64x2 => true,
-        M::Vshufi32x4 | M::Vshufi64x2 | M::Vshufpd | M::Vshufps | M::Vunpckhpd => true,
-        M::Vunpckhps | M::Vunpcklpd | M::Vunpcklps => true,
-        M::Vinsertf32x4 | M::Vinsertf32x8 | M::Vinsertf64x2 | M::Vinsertf64x4 => true,
-        M::Vinserti32x4 | M::Vinserti32x8 | M::Vinserti64x2 | M::Vinserti64x4 => true,
-        M::Vgf2p8affineinvqb | M::Vgf2p8affineqb => true,
-        _ => false,
-    }
-}
+#[rustfmt::skip]
+const READS_ALL: &[Mnemonic] = &[
+    M::Valignd, M::Valignq, M::Vdbpsadbw, M::Vmovddup, M::Vmovshdup, M::Vmovsldup, M::Vpackssdw,
+    M::Vpacksswb, M::Vpackusdw, M::Vpackuswb, M::Vpalignr, M::Vpermb, M::Vpermd, M::Vpermi2b,
+    M::Vpermi2d, M::Vpermi2pd, M::Vpermi2ps, M::Vpermi2q, M::Vpermi2w, M::Vpermilpd, M::Vpermilps,
+    M::Vpermpd, M::Vpermps, M::Vpermq, M::Vpermt2b, M::Vpermt2d, M::Vpermt2pd, M::Vpermt2ps,
+    M::Vpermt2q, M::Vpermt2w, M::Vpermw, M::Vpmultishiftqb, M::Vpshufb, M::Vpshufbitqmb,
+    M::Vpshufd, M::Vpshufhw, M::Vpshuflw, M::Vpslld, M::Vpsllq, M::Vpsllw, M::Vpsrad, M::Vpsraq,
+    M::Vpsraw, M::Vpsrld, M::Vpsrlq, M::Vpsrlw, M::Vpunpckhbw, M::Vpunpckhdq, M::Vpunpckhqdq,
+    M::Vpunpckhwd, M::Vpunpcklbw, M::Vpunpckldq, M::Vpunpcklqdq, M::Vpunpcklwd, M::Vshuff32x4,
+    M::Vshuff64x2, M::Vshufi32x4, M::Vshufi64x2, M::Vshufpd, M::Vshufps, M::Vunpckhpd,
+    M::Vunpckhps, M::Vunpcklpd, M::Vunpcklps, M::Vinsertf32x4, M::Vinsertf32x8, M::Vinsertf64x2,
+    M::Vinsertf64x4, M::Vinserti32x4, M::Vinserti32x8, M::Vinserti64x2, M::Vinserti64x4,
+    M::Vgf2p8affineinvqb, M::Vgf2p8affineqb,
+];
 
-fn is_tuple_broadcast(mnemonic: Mnemonic) -> bool {
-    use Mnemonic as M;
-    matches!(
-        mnemonic,
-        M::Vbroadcastf32x2
-            | M::Vbroadcastf32x4
-            | M::Vbroadcastf32x8
-            | M::Vbroadcastf64x2
-            | M::Vbroadcastf64x4
-            | M::Vbroadcasti32x2
-            | M::Vbroadcasti32x4
-            | M::Vbroadcasti32x8
-            | M::Vbroadcasti64x2
-            | M::Vbroadcasti64x4
-            | M::Vbroadcastsd
-            | M::Vbroadcastss
-            | M::Vpbroadcastb
-            | M::Vpbroadcastd
-            | M::Vpbroadcastq
-            | M::Vpbroadcastw
-    )
-}
+/// Instructions that use their memory operand, of fewer elements than the result, again and again.
+#[rustfmt::skip]
+const BROADCASTS: &[Mnemonic] = &[
+    M::Vbroadcastf32x2, M::Vbroadcastf32x4, M::Vbroadcastf32x8, M::Vbroadcastf64x2,
+    M::Vbroadcastf64x4, M::Vbroadcasti32x2, M::Vbroadcasti32x4, M::Vbroadcasti32x8,
+    M::Vbroadcasti64x2, M::Vbroadcasti64x4, M::Vbroadcastsd, M::Vbroadcastss, M::Vpbroadcastb,
+    M::Vpbroadcastd, M::Vpbroadcastq, M::Vpbroadcastw,
+];
+
+/// Instructions that pick the elements of the mask out of a vector, or put them there.
+#[rustfmt::skip]
+const PACKED: &[Mnemonic] = &[
+    M::Vcompresspd, M::Vcompressps, M::Vexpandpd, M::Vexpandps, M::Vpcompressb, M::Vpcompressd,
+    M::Vpcompressq, M::Vpcompressw, M::Vpexpandb, M::Vpexpandd, M::Vpexpandq, M::Vpexpandw,
+];
 
 impl Masking {
     /// How `instruction` masks its memory operand, if it does.
     pub(crate) fn of(instruction: &Instruction) -> Option<Self> {
-        use Mnemonic as M;
         let mnemonic = instruction.mnemonic();
         let size = instruction.memory_size();
         let element = match size.element_size() {
             0 => size.size(),
             element => element,
         } as u8;
+        let k = instruction.op_mask().number() as u8;
         let (element, mask) = match mnemonic {
             M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq => {
                 // A load's mask is the second operand; a store's too, behind the memory operand.
@@ -93,25 +79,15 @@ impl Masking {
                 };
                 (element, Mask::Sign { register })
             }
-            _ if instruction.op_mask() == Register::None || reads_all(mnemonic) => return None,
-            M::Vcompresspd | M::Vcompressps | M::Vpcompressb | M::Vpcompressd => {
-                (element, packed(instruction))
+            _ if instruction.op_mask() == Register::None || READS_ALL.contains(&mnemonic) => {
+                return None;
             }
-            M::Vpcompressq | M::Vpcompressw | M::Vexpandpd | M::Vexpandps => {
-                (element, packed(instruction))
-            }
-            M::Vpexpandb | M::Vpexpandd | M::Vpexpandq | M::Vpexpandw => {
-                (element, packed(instruction))
-            }
-            _ if instruction.is_broadcast() || is_tuple_broadcast(mnemonic) => {
+            _ if PACKED.contains(&mnemonic) => (element, Mask::Packed { k }),
+            _ if instruction.is_broadcast() || BROADCASTS.contains(&mnemonic) => {
                 let tuple = (size.size() as u8) / element.max(1);
-                let k = opmask(instruction);
                 (element, Mask::Repeated { k, tuple })
             }
-            _ => {
-                let k = opmask(instruction);
-                (element, Mask::Opmask { k })
-            }
+            _ => (element, Mask::Opmask { k }),
         };
         Some(Self { mask, element })
     }
@@ -198,16 +174,6 @@ impl Masking {
             read,
             write,
         }
-    }
-}
-
-fn opmask(instruction: &Instruction) -> u8 {
-    instruction.op_mask().number() as u8
-}
-
-fn packed(instruction: &Instruction) -> Mask {
-    Mask::Packed {
-        k: opmask(instruction),
     }
 }
 

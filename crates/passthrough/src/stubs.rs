@@ -32,6 +32,8 @@ static GENERATIONS: AtomicU32 = AtomicU32::new(1);
 pub(crate) struct Context {
     /// Where x87 instructions save what they changed.
     pub(crate) fxsave: [u8; FXSAVE_SIZE],
+    /// Where they save x87's environment.
+    pub(crate) environment: [u8; 28],
     /// The host's MXCSR.
     pub(crate) mxcsr: u32,
 }
@@ -83,6 +85,7 @@ impl Stubs {
             known: HashMap::new(),
             context: Box::new(Context {
                 fxsave: [0; FXSAVE_SIZE],
+                environment: [0; 28],
                 mxcsr: HOST_MXCSR,
             }),
         })
