@@ -1,7 +1,7 @@
 //! Delivery of exceptions and interrupts in every mode. SDM 3A, chapter 6.
 //!
-//! INT n in virtual-8086 mode with IOPL below 3 is #GP(0) before it becomes an event: only the instruction knows whether it
-//! is INT n, INT3 or INTO.
+//! INT n in virtual-8086 mode with IOPL below 3 is #GP(0) before it becomes an event: only the
+//! instruction knows whether it is INT n, INT3 or INTO.
 
 mod long;
 mod protected;
@@ -12,8 +12,8 @@ use crate::state::{Activity, Shadow};
 use crate::task::Fault;
 use crate::{CpuState, Event, Exception, LinearMemory, Vector};
 
-/// How many events in a row may fault on their way. Benign exceptions do not add up to a double fault, so without a
-/// bound a guest could keep the processor busy with delivery for ever.
+/// How many events in a row may fault on their way. Benign exceptions do not add up to a double
+/// fault, so without a bound a guest could keep the processor busy with delivery for ever.
 const ATTEMPTS: u32 = 16;
 
 /// A fault while a double fault was being delivered: the processor shuts down. SDM 3A, 6.15.
@@ -41,8 +41,8 @@ impl Passage {
 
 /// Delivers `event`; faults on the way become the next event or a double fault, as table 6-5 says.
 ///
-/// Whether an interrupt or NMI may be delivered now is for the caller to decide. `cpu.shadow` is cleared, a halted
-/// processor runs again; NMIs are blocked after an NMI.
+/// Whether an interrupt or NMI may be delivered now is for the caller to decide. `cpu.shadow` is
+/// cleared, a halted processor runs again; NMIs are blocked after an NMI.
 ///
 /// # Errors
 /// [`TripleFault`]: the registers are those before the last event and `cpu.activity` is `Shutdown`.
@@ -120,8 +120,8 @@ fn passage(cpu: &CpuState, event: Event) -> Passage {
     }
 }
 
-/// Whether the instruction is to be executed again after the handler, so that its code breakpoints must not trap a second
-/// time. SDM 3B, 18.3.1.1.
+/// Whether the instruction is to be executed again after the handler, so that its code breakpoints
+/// must not trap a second time. SDM 3B, 18.3.1.1.
 fn is_fault(event: Event) -> bool {
     match event {
         Event::Exception(exception) => match exception.vector {
@@ -150,7 +150,8 @@ fn prepare(cpu: &mut CpuState, event: Event) {
         Vector::PageFault => cpu.cr2 = payload,
         Vector::Debug => {
             cpu.dr6 |= payload;
-            // So that the handler may use the debug registers and is not traced. SDM 3B, 18.2.4 and 18.4.
+            // So that the handler may use the debug registers and is not traced. SDM 3B, 18.2.4 and
+            // 18.4.
             cpu.dr7 &= !debug::DR7_GD;
             cpu.msr.debugctl &= !TRACING;
         }
@@ -158,7 +159,8 @@ fn prepare(cpu: &mut CpuState, event: Event) {
     }
 }
 
-/// `fault` with the EXT bit in its error code if `event` does not come from the program. SDM 3A, 6.13.
+/// `fault` with the EXT bit in its error code if `event` does not come from the program. SDM 3A,
+/// 6.13.
 fn with_origin(fault: Exception, event: Event) -> Exception {
     const EXT: u32 = 1;
     let selects = matches!(
@@ -202,7 +204,8 @@ fn class(event: Event) -> Class {
     }
 }
 
-/// What is delivered when `second` happens on the way of `first`; `None` is a shutdown. SDM 3A, table 6-5.
+/// What is delivered when `second` happens on the way of `first`; `None` is a shutdown. SDM 3A,
+/// table 6-5.
 fn after(first: Event, second: Exception) -> Option<Exception> {
     match (class(first), class(Event::Exception(second))) {
         (_, Class::Benign) => Some(second),

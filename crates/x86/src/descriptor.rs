@@ -201,7 +201,8 @@ impl Entry {
         }
         let linear = self.linear.wrapping_add(8);
         let upper = mem.load(cpu, linear, 8, Access::SystemRead)?;
-        // The place of the type must be zero, lest the upper half be taken for a descriptor. SDM 3A, 5.8.3.1.
+        // The place of the type must be zero, lest the upper half be taken for a descriptor. SDM
+        // 3A, 5.8.3.1.
         if upper >> 40 & 0x1f != 0 {
             return Err(raise(self.error()));
         }

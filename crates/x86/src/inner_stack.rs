@@ -56,7 +56,8 @@ impl InnerStack {
     }
 }
 
-/// The stack pointer that the 64-bit TSS holds for entry `ist` (1 to 7) of the interrupt stack table.
+/// The stack pointer that the 64-bit TSS holds for entry `ist` (1 to 7) of the interrupt stack
+/// table.
 pub(crate) fn interrupt_stack(
     cpu: &CpuState,
     mem: &mut impl LinearMemory,

@@ -26,6 +26,8 @@ mod stack;
 pub mod state;
 pub mod syscall;
 pub mod task;
+#[cfg(test)]
+mod testing;
 pub mod transfer;
 pub mod xsave;
 

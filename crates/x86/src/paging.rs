@@ -11,8 +11,9 @@ use belljar_memory::GuestPhysAddr;
 pub enum Flush {
     /// Nothing.
     None,
-    /// One linear address of one PCID, with the paging-structure caches of that PCID. `global` also drops global
-    /// translations of the address (INVLPG does, INVPCID type 0 does not). SDM 3A, 4.10.4.1.
+    /// One linear address of one PCID, with the paging-structure caches of that PCID. `global` also
+    /// drops global translations of the address (INVLPG does, INVPCID type 0 does not). SDM 3A,
+    /// 4.10.4.1.
     Address {
         /// Any address in the page.
         linear: u64,
@@ -36,8 +37,8 @@ pub struct Translation {
     pub gpa: GuestPhysAddr,
     /// Size of the page that holds it: 4 KiB, 2 MiB, 4 MiB or 1 GiB.
     pub page_size: u64,
-    /// Whether a store at the privilege asked for would be allowed now without a further walk: the write permissions
-    /// hold (with CR0.WP) and the dirty bit is set.
+    /// Whether a store at the privilege asked for would be allowed now without a further walk: the
+    /// write permissions hold (with CR0.WP) and the dirty bit is set.
     pub writable: bool,
     /// The dirty bit.
     pub dirty: bool,
@@ -77,12 +78,14 @@ impl PagingMode {
     }
 }
 
-/// Translates `linear` for an access, with the rights of user mode if `user`, and sets accessed and dirty bits.
+/// Translates `linear` for an access, with the rights of user mode if `user`, and sets accessed and
+/// dirty bits.
 ///
 /// `user` is disregarded for implicit supervisor accesses.
 ///
 /// # Errors
-/// The page fault to deliver, or #GP(0) if `linear` is not canonical; then no bit was set in the tables.
+/// The page fault to deliver, or #GP(0) if `linear` is not canonical; then no bit was set in the
+/// tables.
 pub fn translate(
     cpu: &CpuState,
     memory: &impl PhysicalMemory,
@@ -129,8 +132,9 @@ pub fn translate(
     }
 }
 
-/// Translates `linear` as a debugger would: without permission checks and without setting any bit. `None` if no page is
-/// mapped there. [`Translation::writable`] and `executable` tell of the tables alone.
+/// Translates `linear` as a debugger would: without permission checks and without setting any bit.
+/// `None` if no page is mapped there. [`Translation::writable`] and `executable` tell of the tables
+/// alone.
 pub fn lookup(cpu: &CpuState, memory: &impl PhysicalMemory, linear: u64) -> Option<Translation> {
     let mode = PagingMode::of(cpu);
     let linear = match mode {
@@ -156,7 +160,8 @@ pub const fn is_canonical(linear: u64) -> bool {
     ((linear as i64) << 16 >> 16) as u64 == linear
 }
 
-/// Reads the four page-directory-pointer entries to which `cpu.cr3` points, for PAE paging. SDM 3A, 4.4.1.
+/// Reads the four page-directory-pointer entries to which `cpu.cr3` points, for PAE paging. SDM 3A,
+/// 4.4.1.
 ///
 /// # Errors
 /// #GP(0) if a present one has reserved bits set.

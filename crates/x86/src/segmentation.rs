@@ -11,7 +11,8 @@ use crate::{Access, CpuState, Exception, LinearMemory, Seg, Segment};
 /// The linear address of `size` bytes at `offset` in `seg`, if the segment allows the access.
 ///
 /// # Errors
-/// #SS(0) for SS, #GP(0) for the others: beyond the limit, not usable, of the wrong type, or not canonical.
+/// #SS(0) for SS, #GP(0) for the others: beyond the limit, not usable, of the wrong type, or not
+/// canonical.
 #[inline]
 pub fn linear_address(
     cpu: &CpuState,
@@ -46,8 +47,8 @@ pub(crate) const fn canonical_range(linear: u64, size: u32) -> Option<u64> {
     }
 }
 
-/// The linear address of `size` bytes at `offset` in `segment` outside 64-bit mode, if type and limit allow the access.
-/// SDM 3A, 5.3 to 5.5.
+/// The linear address of `size` bytes at `offset` in `segment` outside 64-bit mode, if type and
+/// limit allow the access. SDM 3A, 5.3 to 5.5.
 pub(crate) fn address_in(
     cpu: &CpuState,
     segment: &Segment,
@@ -90,7 +91,8 @@ pub(crate) fn address_in(
 /// The shadow of MOV SS and POP SS is the caller's business.
 ///
 /// # Errors
-/// #UD for CS; #GP, #SS or #NP with the selector; a page fault on the descriptor. Then nothing has changed.
+/// #UD for CS; #GP, #SS or #NP with the selector; a page fault on the descriptor. Then nothing has
+/// changed.
 pub fn load_segment(
     cpu: &mut CpuState,
     mem: &mut impl LinearMemory,
@@ -259,7 +261,8 @@ pub fn lar(
     let entry = inspect(cpu, mem, selector)?.filter(|entry| {
         visible(cpu, entry) && (!entry.descriptor.is_system() || known(entry.descriptor.kind()))
     });
-    Ok(entry.map(|entry| (entry.descriptor.0 >> 32) as u32 & 0x00f0_ff00))
+    // Intel leaves the bits of the limit undefined; AMD keeps them.
+    Ok(entry.map(|entry| (entry.descriptor.0 >> 32) as u32 & 0x00ff_ff00))
 }
 
 /// LSL: the limit in bytes, or `None` if the instruction is to clear ZF.
@@ -301,7 +304,8 @@ pub fn verw(cpu: &CpuState, mem: &mut impl LinearMemory, selector: u16) -> Resul
     Ok(entry.is_some_and(|entry| visible(cpu, &entry) && entry.descriptor.is_writable_data()))
 }
 
-/// ARPL: the destination with its RPL raised to the source's and ZF set, or `None` if only ZF is to be cleared.
+/// ARPL: the destination with its RPL raised to the source's and ZF set, or `None` if only ZF is to
+/// be cleared.
 ///
 /// # Errors
 /// #UD outside protected mode (in 64-bit mode the opcode is another instruction's).
@@ -311,8 +315,8 @@ pub fn arpl(cpu: &CpuState, destination: u16, source: u16) -> Result<Option<u16>
     Ok(raised.then_some(destination & !3 | source & 3))
 }
 
-/// Whether IN, OUT, INS and OUTS of `size` (1, 2 or 4) bytes may use `port`: by IOPL, else by the bitmap of the TSS.
-/// SDM 1, 19.5.
+/// Whether IN, OUT, INS and OUTS of `size` (1, 2 or 4) bytes may use `port`: by IOPL, else by the
+/// bitmap of the TSS. SDM 1, 19.5.
 ///
 /// # Errors
 /// #GP(0) if not; a page fault on the bitmap.

@@ -1,5 +1,5 @@
-//! Pushes and pops of several values, apart from the registers: they are set at the end, so that a fault on the way leaves
-//! them as they were.
+//! Pushes and pops of several values, apart from the registers: they are set at the end, so that a
+//! fault on the way leaves them as they were.
 
 use crate::segmentation::{address_in, canonical_range};
 use crate::{Access, CpuState, Exception, Gpr, LinearMemory, Seg, Segment};

@@ -307,7 +307,7 @@ impl CpuState {
             },
             segments: [Segment::real_mode(0, data); 6],
             ldtr: Segment::real_mode(0, Segment::PRESENT | 2),
-            tr: Segment::real_mode(0, Segment::PRESENT | 11),
+            tr: Segment::real_mode(0, Segment::PRESENT | 0xb),
             gdtr: TableRegister {
                 base: 0,
                 limit: 0xffff,

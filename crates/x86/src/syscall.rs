@@ -8,10 +8,11 @@ use crate::{CpuState, Exception, Gpr, Seg, Segment};
 /// Whose processor it is, where the two makers' differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Vendor {
-    /// SYSENTER and SYSEXIT exist in all modes, SYSCALL and SYSRET in 64-bit mode alone. SYSRET checks RCX.
+    /// SYSENTER and SYSEXIT exist in all modes, SYSCALL and SYSRET in 64-bit mode alone. SYSRET
+    /// checks RCX.
     Intel,
-    /// SYSCALL and SYSRET exist in all protected modes, SYSENTER and SYSEXIT only outside long mode. SYSRET does not
-    /// check RCX.
+    /// SYSCALL and SYSRET exist in all protected modes, SYSENTER and SYSEXIT only outside long
+    /// mode. SYSRET does not check RCX.
     Amd,
 }
 
@@ -113,7 +114,8 @@ pub fn sysenter(cpu: &mut CpuState, vendor: Vendor) -> Result<(), Exception> {
 /// SYSEXIT; to 64-bit mode if `wide` (REX.W).
 ///
 /// # Errors
-/// #UD where it does not exist, #GP(0) if not at CPL 0, if `IA32_SYSENTER_CS` is null or a target is not canonical.
+/// #UD where it does not exist, #GP(0) if not at CPL 0, if `IA32_SYSENTER_CS` is null or a target
+/// is not canonical.
 pub fn sysexit(cpu: &mut CpuState, vendor: Vendor, wide: bool) -> Result<(), Exception> {
     let selector = sysenter_selector(cpu, vendor)?;
     let (rcx, rdx) = (cpu.gpr[Gpr::Rcx as usize], cpu.gpr[Gpr::Rdx as usize]);

@@ -60,8 +60,8 @@ impl From<Exception> for Fault {
 
 /// Switches tasks. SDM 3A, 7.3.
 ///
-/// The privilege checks of gates and descriptors are the caller's. The debug trap of a TSS with its T bit set is left in
-/// [`CpuState::pending_debug`].
+/// The privilege checks of gates and descriptors are the caller's. The debug trap of a TSS with its
+/// T bit set is left in [`CpuState::pending_debug`].
 ///
 /// # Errors
 /// The fault to deliver, in the old task or the new.
@@ -126,8 +126,8 @@ fn new_task(
     Ok((entry, layout))
 }
 
-/// Writes the old task's TSS, the link of the new one at `new_base`, and the busy bits. Everything is probed before the
-/// first byte is written. SDM 3A, 7.3, steps 5 to 10.
+/// Writes the old task's TSS, the link of the new one at `new_base`, and the busy bits. Everything
+/// is probed before the first byte is written. SDM 3A, 7.3, steps 5 to 10.
 fn save_old_task(
     cpu: &CpuState,
     mem: &mut impl LinearMemory,
@@ -171,8 +171,8 @@ fn save_old_task(
     Ok(())
 }
 
-/// Loads the registers that need no descriptor. Segment registers hold their selectors and cannot be used yet. SDM 3A,
-/// 7.3, steps 11 and 12.
+/// Loads the registers that need no descriptor. Segment registers hold their selectors and cannot
+/// be used yet. SDM 3A, 7.3, steps 11 and 12.
 fn enter_new_task(cpu: &mut CpuState, image: &Image, tss: Segment) {
     cpu.tr = tss;
     cpu.cr0 |= cr0::TS;

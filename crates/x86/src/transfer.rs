@@ -1,8 +1,9 @@
 //! Far jumps, calls and returns, and IRET. SDM 3A, 5.8; SDM 2, the instructions' pages.
 //!
-//! On entry `cpu.rip` is the instruction's own address; `next` is that of the next one. When a function fails, the
-//! exception is to be delivered with `cpu` as it stands: nothing has changed, unless the fault came late in a task switch,
-//! when it belongs to the new task. Whether the new instruction pointer's page can be fetched is found when it is fetched.
+//! On entry `cpu.rip` is the instruction's own address; `next` is that of the next one. When a
+//! function fails, the exception is to be delivered with `cpu` as it stands: nothing has changed,
+//! unless the fault came late in a task switch, when it belongs to the new task. Whether the new
+//! instruction pointer's page can be fetched is found when it is fetched.
 
 mod gate;
 mod ret;
@@ -112,7 +113,8 @@ fn named(cpu: &CpuState, mem: &mut impl LinearMemory, selector: u16) -> Result<E
     Entry::read(cpu, mem, selector, Exception::general_protection)
 }
 
-/// The code segment that JMP or CALL reaches without a gate: at the same privilege level. SDM 3A, 5.8.1.
+/// The code segment that JMP or CALL reaches without a gate: at the same privilege level. SDM 3A,
+/// 5.8.1.
 fn direct(cpu: &CpuState, entry: &Entry) -> Result<Segment, Exception> {
     let descriptor = entry.descriptor;
     let level = if descriptor.is_conforming() {

@@ -121,7 +121,8 @@ impl Walk {
         self.leaf().value & pte::D != 0
     }
 
-    /// Sets the accessed bits, and for a `store` the dirty bit; tells whether the entries were still as they were read.
+    /// Sets the accessed bits, and for a `store` the dirty bit; tells whether the entries were
+    /// still as they were read.
     pub(super) fn mark(&mut self, memory: &impl PhysicalMemory, store: bool) -> bool {
         let (depth, wide) = (self.depth, self.wide);
         for (level, entry) in self.path.iter_mut().take(depth).enumerate() {
@@ -180,7 +181,8 @@ pub(super) fn walk(
     }
 }
 
-/// The reserved bits of a 64-bit entry that translates from bit `shift` on. SDM 3A, tables 4-9 to 4-11, 4-14 to 4-20.
+/// The reserved bits of a 64-bit entry that translates from bit `shift` on. SDM 3A, tables 4-9 to
+/// 4-11, 4-14 to 4-20.
 const fn reserved(cpu: &CpuState, mode: PagingMode, shift: u32, entry: u64) -> u64 {
     // Bits 52 to 62 are free for software in four-level paging and reserved in PAE paging.
     let top = match mode {

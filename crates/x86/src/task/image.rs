@@ -59,7 +59,8 @@ impl Layout {
         }
     }
 
-    /// Offset of the instruction pointer, which flags, general registers and segment registers follow.
+    /// Offset of the instruction pointer, which flags, general registers and segment registers
+    /// follow.
     const fn registers(self) -> u64 {
         match self {
             Self::Tss16 => 0x0e,

@@ -1,4 +1,5 @@
-//! Far jumps and calls through system descriptors: call gates, task gates and TSSs. SDM 3A, 5.8.3 and 7.3.
+//! Far jumps and calls through system descriptors: call gates, task gates and TSSs. SDM 3A, 5.8.3
+//! and 7.3.
 
 use super::{check_target, enter, named, present_code, push_return, set_stack_pointer, with_level};
 use crate::descriptor::{Entry, system};
@@ -121,7 +122,8 @@ fn code(cpu: &CpuState, target: &Entry, cpl: u8) -> Result<Segment, Exception> {
     Ok(target.segment(with_level(target.selector, cpl)))
 }
 
-/// The inner stack with the old stack pointer, the parameters and the return address on it. SDM 3A, 5.8.5.
+/// The inner stack with the old stack pointer, the parameters and the return address on it. SDM 3A,
+/// 5.8.5.
 fn inner_stack(
     cpu: &CpuState,
     mem: &mut impl LinearMemory,
