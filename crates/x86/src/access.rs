@@ -3,15 +3,18 @@
 use crate::{CpuState, Exception};
 use belljar_memory::{GuestMemory, GuestPhysAddr};
 
-/// Guest-physical memory as page walks see it. Where there is no RAM, loads give all ones and stores are lost.
+/// Guest-physical memory as page walks see it. Where there is no RAM, loads give all ones and
+/// stores are lost.
 pub trait PhysicalMemory {
     /// Loads an aligned 32-bit word.
     fn load_u32(&self, at: GuestPhysAddr) -> u32;
     /// Loads an aligned 64-bit word.
     fn load_u64(&self, at: GuestPhysAddr) -> u64;
-    /// Replaces an aligned 32-bit word by `new` if it is `old`; tells whether it was. Without RAM: true.
+    /// Replaces an aligned 32-bit word by `new` if it is `old`; tells whether it was. Without RAM:
+    /// true.
     fn compare_exchange_u32(&self, at: GuestPhysAddr, old: u32, new: u32) -> bool;
-    /// Replaces an aligned 64-bit word by `new` if it is `old`; tells whether it was. Without RAM: true.
+    /// Replaces an aligned 64-bit word by `new` if it is `old`; tells whether it was. Without RAM:
+    /// true.
     fn compare_exchange_u64(&self, at: GuestPhysAddr, old: u64, new: u64) -> bool;
 }
 
@@ -42,7 +45,8 @@ pub enum Access {
     Write,
     /// An instruction fetch.
     Fetch,
-    /// A read that is a supervisor's at any privilege level: descriptor tables, TSS. SMAP applies without regard to AC.
+    /// A read that is a supervisor's at any privilege level: descriptor tables, TSS. SMAP applies
+    /// without regard to AC.
     SystemRead,
     /// A write that is a supervisor's at any privilege level. SMAP applies without regard to AC.
     SystemWrite,
@@ -62,8 +66,9 @@ impl Access {
 
 /// Memory at linear addresses, as an engine lends it to the functions of the architecture.
 ///
-/// Segmentation is the caller's business; translation, page faults, MMIO and accesses that cross pages are the
-/// implementer's. An access of more than one page checks both before anything is written.
+/// Segmentation is the caller's business; translation, page faults, MMIO and accesses that cross
+/// pages are the implementer's. An access of more than one page checks both before anything is
+/// written.
 pub trait LinearMemory {
     /// Loads `size` bytes (1, 2, 4 or 8), zero-extended.
     ///
@@ -90,7 +95,8 @@ pub trait LinearMemory {
         access: Access,
     ) -> Result<(), Exception>;
 
-    /// Checks that `size` bytes could be accessed, setting accessed and dirty bits as the access would.
+    /// Checks that `size` bytes could be accessed, setting accessed and dirty bits as the access
+    /// would.
     ///
     /// # Errors
     /// The page fault to deliver.
@@ -102,8 +108,8 @@ pub trait LinearMemory {
         access: Access,
     ) -> Result<(), Exception>;
 
-    /// A task switch has put a new value into CR3: drops what is cached of the old address space and, under PAE
-    /// paging, loads `cpu.pdpte` ([`load_pdptes`](crate::paging::load_pdptes)).
+    /// A task switch has put a new value into CR3: drops what is cached of the old address space
+    /// and, under PAE paging, loads `cpu.pdpte` ([`load_pdptes`](crate::paging::load_pdptes)).
     ///
     /// # Errors
     /// #GP(0) if the page-directory-pointer entries are malformed; then `cpu.pdpte` is as it was.
