@@ -10,8 +10,8 @@ const INTEGER: &[Mnemonic] = &[
     M::Blcmsk, M::Blcs, M::Blsfill, M::Blsi, M::Blsic, M::Blsmsk, M::Blsr, M::Bsf, M::Bsr, M::Bswap,
     M::Bzhi, M::Cbw, M::Cdq, M::Cdqe, M::Clc, M::Cmc, M::Cmp, M::Cqo, M::Crc32, M::Cwd, M::Cwde,
     M::Dec, M::Div, M::Idiv, M::Imul, M::Inc, M::Lahf, M::Lzcnt, M::Movbe, M::Movnti, M::Movsx,
-    M::Movsxd, M::Movzx, M::Mul, M::Mulx, M::Neg, M::Not, M::Or, M::Pdep, M::Pext, M::Popcnt, M::Rcl,
-    M::Rcr, M::Rol, M::Ror, M::Rorx, M::Sahf, M::Sar, M::Sarx, M::Sbb, M::Shl, M::Shld, M::Shlx,
+    M::Movsxd, M::Movzx, M::Mul, M::Mulx, M::Neg, M::Not, M::Or, M::Pdep, M::Pext, M::Popcnt,
+    M::Rcl, M::Rcr, M::Rol, M::Ror, M::Rorx, M::Sahf, M::Sar, M::Sarx, M::Sbb, M::Shl, M::Shld, M::Shlx,
     M::Shr, M::Shrd, M::Shrx, M::Stc, M::Sub, M::T1mskc, M::Test, M::Tzcnt, M::Tzmsk, M::Xor,
     M::Cmova, M::Cmovae, M::Cmovb, M::Cmovbe, M::Cmove, M::Cmovg, M::Cmovge, M::Cmovl, M::Cmovle,
     M::Cmovne, M::Cmovno, M::Cmovnp, M::Cmovns, M::Cmovo, M::Cmovp, M::Cmovs,
@@ -103,8 +103,9 @@ pub(crate) fn unit(instruction: &Instruction) -> Option<Unit> {
     if is_x87(instruction) {
         return Some(Unit::X87);
     }
-    // What is left must be a vector instruction: `host::supports` lets only the vector extensions and the base
-    // architecture through, and the base architecture's innocuous instructions are listed above.
+    // What is left must be a vector instruction: `host::supports` lets only the vector extensions
+    // and the base architecture through, and the base architecture's innocuous instructions are
+    // listed above.
     match instruction.encoding() {
         EncodingKind::VEX if any_register(instruction, Register::is_k) => Some(Unit::Avx512),
         EncodingKind::VEX if is_vector_extension(instruction) => Some(Unit::Avx),
@@ -131,8 +132,9 @@ fn is_vector_extension(instruction: &Instruction) -> bool {
         )
 }
 
-/// Families of vector instructions, without the V of VEX, that neither read nor write MXCSR. They are the moves, the
-/// bitwise and integer operations and the approximations that SDM 1 lists as insensitive to it.
+/// Families of vector instructions, without the V of VEX, that neither read nor write MXCSR. They
+/// are the moves, the bitwise and integer operations and the approximations that SDM 1 lists as
+/// insensitive to it.
 const WITHOUT_MXCSR: &[&str] = &[
     "P",
     "Mov",
@@ -165,7 +167,8 @@ const WITHOUT_MXCSR: &[&str] = &[
     "Extrq",
 ];
 
-/// Whether MXCSR must be the guest's while the instruction runs. Yes for whatever is not known to ignore it.
+/// Whether MXCSR must be the guest's while the instruction runs. Yes for whatever is not known to
+/// ignore it.
 pub(crate) fn uses_mxcsr(instruction: &Instruction) -> bool {
     let vector = any_register(instruction, Register::is_vector_register);
     let mnemonic = instruction.mnemonic();
@@ -219,7 +222,8 @@ pub(crate) fn is_x87_store(instruction: &Instruction) -> bool {
     ) && has_memory(instruction)
 }
 
-/// Whether the flags that the instruction changes depend on its data (a count of zero changes none).
+/// Whether the flags that the instruction changes depend on its data (a count of zero changes
+/// none).
 pub(crate) fn may_keep_flags(mnemonic: Mnemonic) -> bool {
     matches!(
         mnemonic,
@@ -227,7 +231,8 @@ pub(crate) fn may_keep_flags(mnemonic: Mnemonic) -> bool {
     )
 }
 
-/// What the address of the memory operand of `size` bytes must be a multiple of. SDM 2A, 2.4 and 2.8.
+/// What the address of the memory operand of `size` bytes must be a multiple of. SDM 2A, 2.4 and
+/// 2.8.
 pub(crate) fn alignment(instruction: &Instruction, unit: Unit, size: usize) -> u8 {
     let mnemonic = instruction.mnemonic();
     let demanded = match unit {

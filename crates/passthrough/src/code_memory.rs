@@ -14,9 +14,9 @@ const ENTRY_ALIGNMENT: usize = 32;
 
 /// A memfd mapped twice, so that no mapping is both writable and executable.
 ///
-/// On x86 the instruction fetch sees stores to the same physical memory whatever linear address they used, after a
-/// control transfer (SDM 3A 12.1.3 asks for the same address only to catch code already in the pipeline); new code is
-/// always reached by an indirect call.
+/// On x86 the instruction fetch sees stores to the same physical memory whatever linear address
+/// they used, after a control transfer (SDM 3A 12.1.3 asks for the same address only to catch code
+/// already in the pipeline); new code is always reached by an indirect call.
 #[derive(Debug)]
 pub(crate) struct CodeMemory {
     writable: *mut u8,
@@ -25,11 +25,13 @@ pub(crate) struct CodeMemory {
     used: usize,
 }
 
-// SAFETY: the mappings belong to this object alone and are valid in every thread; writing needs `&mut self`.
+// SAFETY: the mappings belong to this object alone and are valid in every thread; writing needs
+// `&mut self`.
 unsafe impl Send for CodeMemory {}
 
 fn create_memfd() -> Result<OwnedFd, Errno> {
-    // Hosts whose memfds are not executable by default want to be asked; Linux before 6.3 does not know the question.
+    // Hosts whose memfds are not executable by default want to be asked; Linux before 6.3 does not
+    // know the question.
     memfd_create("belljar-code", MemfdFlags::CLOEXEC | MemfdFlags::EXEC)
         .or_else(|_| memfd_create("belljar-code", MemfdFlags::CLOEXEC))
 }
@@ -68,8 +70,9 @@ impl CodeMemory {
         if end > self.size {
             return None;
         }
-        // SAFETY: `start..end` lies within the writable mapping, which nothing else refers to, and no thread runs the
-        // bytes: entries are given out only for what was appended, and `truncate` invalidates them.
+        // SAFETY: `start..end` lies within the writable mapping, which nothing else refers to, and
+        // no thread runs the bytes: entries are given out only for what was appended, and
+        // `truncate` invalidates them.
         unsafe { ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(start), code.len()) };
         self.used = end;
         u32::try_from(start).ok()
@@ -101,7 +104,8 @@ impl Drop for CodeMemory {
     fn drop(&mut self) {
         for at in [self.writable, self.executable.cast_mut()] {
             if !at.is_null() {
-                // SAFETY: the mapping was made by `new` with this size, and the owner runs no code in it any more.
+                // SAFETY: the mapping was made by `new` with this size, and the owner runs no code
+                // in it any more.
                 let _ = unsafe { munmap(at.cast(), self.size) };
             }
         }

@@ -21,7 +21,8 @@ pub(crate) const MAX_OPERAND: usize = 128;
 pub(crate) struct Analysis {
     /// The stub, without its entry.
     pub(crate) stub: Stub,
-    /// The instruction that the host is to run, if it is to run one: in 64-bit form, without an address.
+    /// The instruction that the host is to run, if it is to run one: in 64-bit form, without an
+    /// address.
     pub(crate) host: Option<Instruction>,
 }
 
@@ -109,7 +110,8 @@ fn special(instruction: &Instruction) -> Result<Option<(Work, Memory)>, CompileE
     })
 }
 
-/// For MASKMOVQ: an instruction that does to x87's state what every MMX instruction does, and nothing else.
+/// For MASKMOVQ: an instruction that does to x87's state what every MMX instruction does, and
+/// nothing else.
 fn mmx_switch(work: Work) -> Result<Option<Instruction>, CompileError> {
     let Work::MaskMove {
         data, mmx: true, ..

@@ -1,7 +1,8 @@
 //! Gathers and scatters, element after element.
 //!
-//! They are not run by the host: each element has an address of its own in the guest. A fault leaves the elements before
-//! it done and their mask bits clear, so that the instruction can be restarted. SDM 2, VGATHERDPS and VPSCATTERDD.
+//! They are not run by the host: each element has an address of its own in the guest. A fault
+//! leaves the elements before it done and their mask bits clear, so that the instruction can be
+//! restarted. SDM 2, VGATHERDPS and VPSCATTERDD.
 
 use crate::OperandMemory;
 use belljar_x86::{CpuState, Exception};

@@ -1,8 +1,9 @@
 //! Writing the host code of a stub.
 //!
-//! A stub is called with the guest's state, the operand's address and the context in fixed registers
-//! ([`registers`](crate::registers)), and clobbers only what the System V ABI lets a callee clobber. It never pushes
-//! anything around the guest's instruction, so that the recovery code can simply return.
+//! A stub is called with the guest's state, the operand's address and the context in fixed
+//! registers ([`registers`](crate::registers)), and clobbers only what the System V ABI lets a
+//! callee clobber. It never pushes anything around the guest's instruction, so that the recovery
+//! code can simply return.
 
 use crate::class::Pointers;
 use crate::fault;
@@ -27,7 +28,8 @@ const MXCSR: usize = X87_IMAGE + offset_of!(X87, mxcsr);
 
 /// Bytes of FXSAVE's image.
 pub(crate) const FXSAVE_SIZE: usize = 512;
-// FXRSTOR reads x87's part straight from the guest's state, and what lies behind as XMM registers, which do not matter.
+// FXRSTOR reads x87's part straight from the guest's state, and what lies behind as XMM registers,
+// which do not matter.
 const _: () = assert!(X87_IMAGE + FXSAVE_SIZE <= size_of::<CpuState>());
 const _: () = assert!(X87_IMAGE.is_multiple_of(16) && ZMM.is_multiple_of(64));
 const _: () = assert!(GPR + 8 * (Gpr::R15 as usize) < RFLAGS);
@@ -147,7 +149,8 @@ impl Emitter {
         let (eax, ecx) = (Register::EAX, Register::ECX);
         self.put_plain(Code::Pushfq)?;
         self.put(Instruction::with1(Code::Pop_r64, Register::RAX))?;
-        // All the flags in question are in the low half; the upper half of the guest's register stays.
+        // All the flags in question are in the low half; the upper half of the guest's register
+        // stays.
         self.load(Code::Mov_r32_rm32, ecx, state(RFLAGS))?;
         self.put(Instruction::with2(Code::And_EAX_imm32, eax, mask as u32))?;
         self.put(Instruction::with2(
@@ -173,8 +176,8 @@ impl Emitter {
         self.load(code, first + number, at)
     }
 
-    /// Stores a register with all that the instruction changed of it: VEX and EVEX instructions clear what lies above
-    /// their operand (SDM 2A, 2.3.10), legacy ones leave it.
+    /// Stores a register with all that the instruction changed of it: VEX and EVEX instructions
+    /// clear what lies above their operand (SDM 2A, 2.3.10), legacy ones leave it.
     fn store_vector(&mut self, number: u32, legacy: bool) -> Result<(), IcedError> {
         let at = state(ZMM + 64 * number as usize);
         let (code, first) = if legacy {
@@ -239,7 +242,8 @@ impl Emitter {
         self.put(Instruction::with1(Code::Stmxcsr_m32, state(MXCSR)))
     }
 
-    /// Saves x87 into the guest's state and makes it what the ABI wants. All vector registers are free by now.
+    /// Saves x87 into the guest's state and makes it what the ABI wants. All vector registers are
+    /// free by now.
     fn leave_x87(&mut self, pointers: Pointers, mxcsr: bool) -> Result<(), IcedError> {
         let image = offset_of!(Context, fxsave);
         self.put(Instruction::with1(Code::Fxsave64_m512byte, context(image)))?;
@@ -248,12 +252,14 @@ impl Emitter {
         }
         self.load_host_mxcsr()?;
         if pointers == Pointers::Load {
-            // FXSAVE does not save the pointers on every processor, see below; the environment has them.
+            // FXSAVE does not save the pointers on every processor, see below; the environment has
+            // them.
             let environment = context(offset_of!(Context, environment));
             self.put(Instruction::with1(Code::Fnstenv_m28byte, environment))?;
         }
         self.put_plain(Code::Fninit)?;
-        // Not the pointers, which AMD's processors save only while an exception is pending. APM 2, 11.4.4.
+        // Not the pointers, which AMD's processors save only while an exception is pending. APM 2,
+        // 11.4.4.
         self.copy32(image, offset_of!(X87, fcw))?;
         self.load(
             Code::Movzx_r32_rm8,
@@ -302,8 +308,8 @@ impl Emitter {
     }
 }
 
-/// Where the 32-bit environment (SDM 1, figure 8-9) has x87's pointers, and the image of FXSAVE: what loads them, and
-/// their offsets.
+/// Where the 32-bit environment (SDM 1, figure 8-9) has x87's pointers, and the image of FXSAVE:
+/// what loads them, and their offsets.
 const ENVIRONMENT_POINTERS: [(Code, usize, usize); 3] = [
     (Code::Movzx_r32_rm16, 18, offset_of!(X87, fop)),
     (Code::Mov_r32_rm32, 12, offset_of!(X87, fip)),

@@ -37,13 +37,16 @@ pub enum Error {
 /// Why an instruction got no stub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum CompileError {
-    /// The instruction is control flow, sensitive, on the stack, a string's or atomic: the engine's own business.
+    /// The instruction is control flow, sensitive, on the stack, a string's or atomic: the engine's
+    /// own business.
     #[error("the instruction is not innocuous")]
     NotInnocuous,
-    /// The host's processor lacks the instruction: to the guest, which is shown no more than the host has, it is #UD.
+    /// The host's processor lacks the instruction: to the guest, which is shown no more than the
+    /// host has, it is #UD.
     #[error("the host's processor does not have the instruction")]
     NotOnHost,
-    /// Code memory is full: drop all stubs, call [`Stubs::reset`](crate::Stubs::reset) and compile again.
+    /// Code memory is full: drop all stubs, call [`Stubs::reset`](crate::Stubs::reset) and compile
+    /// again.
     #[error("code memory is full")]
     Full,
 }

@@ -1,8 +1,9 @@
 //! Catching the faults of stubs.
 //!
-//! A guest instruction that faults in a stub becomes a signal of the host. The handler looks whether the program counter
-//! lies in a registered range of code; if so it moves it to that range's recovery code, with one more than the
-//! processor's exception vector in RAX, and returns. Recovery runs with the vector state as the fault left it, the flags of MXCSR included.
+//! A guest instruction that faults in a stub becomes a signal of the host. The handler looks
+//! whether the program counter lies in a registered range of code; if so it moves it to that
+//! range's recovery code, with one more than the processor's exception vector in RAX, and returns.
+//! Recovery runs with the vector state as the fault left it, the flags of MXCSR included.
 //! Everything else goes to the handler that was there before.
 
 use crate::Error;
@@ -84,13 +85,16 @@ impl Drop for Registration {
 fn range_of(pc: usize) -> Option<usize> {
     let used = RANGES_USED.load(Ordering::Acquire).min(MAX_RANGES);
     RANGES[..used].iter().find_map(|range| {
-        let end = range.end.load(Ordering::Acquire);
         let start = range.start.load(Ordering::Acquire);
-        (start <= pc && pc < end).then_some(start)
+        let end = range.end.load(Ordering::Acquire);
+        // Both are of one registration only if the slot has not changed hands in between.
+        let same = range.start.load(Ordering::Acquire) == start;
+        (same && start <= pc && pc < end).then_some(start)
     })
 }
 
-/// The guest's exception for what a stub returned after a fault. Without CR4.OSXMMEXCPT, #XM is #UD (SDM 3A, 2.5).
+/// The guest's exception for what a stub returned after a fault. Without CR4.OSXMMEXCPT, #XM is #UD
+/// (SDM 3A, 2.5).
 #[cold]
 pub(crate) fn exception(outcome: u64, has_simd_exceptions: bool) -> Exception {
     match (outcome as i64).wrapping_sub(1) {
@@ -148,8 +152,8 @@ fn no_action() -> sigaction {
 }
 
 extern "C" fn on_fault(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
-    // SAFETY: the kernel passes a valid `siginfo_t` and, to a handler with SA_SIGINFO, a `ucontext_t` that nobody else
-    // refers to; it puts the registers back from there.
+    // SAFETY: the kernel passes a valid `siginfo_t` and, to a handler with SA_SIGINFO, a
+    // `ucontext_t` that nobody else refers to; it puts the registers back from there.
     let handled = unsafe { recover(&*info, &mut *context.cast::<ucontext_t>()) };
     if !handled {
         // SAFETY: the arguments are the kernel's.
@@ -203,8 +207,8 @@ unsafe fn chain(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     match (handler, previous) {
         (libc::SIG_IGN, _) if sent => {}
         (libc::SIG_DFL | libc::SIG_IGN, _) | (_, None) => {
-            // The default action of all these signals ends the process: a fault happens again on return, a signal that
-            // was sent is sent again.
+            // The default action of all these signals ends the process: a fault happens again on
+            // return, a signal that was sent is sent again.
             let action = no_action();
             // SAFETY: as in `install`; both functions may be called by a signal handler.
             unsafe {

@@ -8,7 +8,8 @@ pub(crate) fn has_avx() -> bool {
     detected!("avx")
 }
 
-/// Whether the host has the parts of AVX-512 that every server processor has; with less it counts as having none.
+/// Whether the host has the parts of AVX-512 that every server processor has; with less it counts
+/// as having none.
 pub(crate) fn has_avx512() -> bool {
     detected!("avx512f")
         && detected!("avx512bw")

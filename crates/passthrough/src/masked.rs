@@ -2,14 +2,15 @@
 
 use crate::{Memory, OperandMemory};
 use belljar_x86::{CpuState, Exception};
-use iced_x86::{Instruction, Mnemonic, Mnemonic as M, Register};
+use iced_x86::{Instruction, Mnemonic, Mnemonic as M, OpKind, Register};
 
 /// How a masked instruction's elements in memory are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mask {
     /// Each by its bit of an opmask register.
     Opmask { k: u8 },
-    /// One element, or a tuple of `tuple` elements, is used again and again for the bits of an opmask register.
+    /// One element, or a tuple of `tuple` elements, is used again and again for the bits of an
+    /// opmask register.
     Repeated { k: u8, tuple: u8 },
     /// As many as the opmask register has bits, next to each other: compress and expand.
     Packed { k: u8 },
@@ -25,23 +26,41 @@ pub(crate) struct Masking {
     pub(crate) element: u8,
 }
 
-/// Instructions that shuffle the elements of their memory operand: they read all of it whatever the mask says. SDM 2A,
-/// 2.8, exception class E4NF.
+/// Instructions that shuffle the elements of their memory operand: they read all of it whatever the
+/// mask says. SDM 2A, 2.8, exception classes E4NF, E5NF and E6NF.
 #[rustfmt::skip]
 const READS_ALL: &[Mnemonic] = &[
     M::Valignd, M::Valignq, M::Vdbpsadbw, M::Vmovddup, M::Vmovshdup, M::Vmovsldup, M::Vpackssdw,
-    M::Vpacksswb, M::Vpackusdw, M::Vpackuswb, M::Vpalignr, M::Vpermb, M::Vpermd, M::Vpermi2b,
-    M::Vpermi2d, M::Vpermi2pd, M::Vpermi2ps, M::Vpermi2q, M::Vpermi2w, M::Vpermilpd, M::Vpermilps,
-    M::Vpermpd, M::Vpermps, M::Vpermq, M::Vpermt2b, M::Vpermt2d, M::Vpermt2pd, M::Vpermt2ps,
-    M::Vpermt2q, M::Vpermt2w, M::Vpermw, M::Vpmultishiftqb, M::Vpshufb, M::Vpshufbitqmb,
-    M::Vpshufd, M::Vpshufhw, M::Vpshuflw, M::Vpslld, M::Vpsllq, M::Vpsllw, M::Vpsrad, M::Vpsraq,
-    M::Vpsraw, M::Vpsrld, M::Vpsrlq, M::Vpsrlw, M::Vpunpckhbw, M::Vpunpckhdq, M::Vpunpckhqdq,
-    M::Vpunpckhwd, M::Vpunpcklbw, M::Vpunpckldq, M::Vpunpcklqdq, M::Vpunpcklwd, M::Vshuff32x4,
-    M::Vshuff64x2, M::Vshufi32x4, M::Vshufi64x2, M::Vshufpd, M::Vshufps, M::Vunpckhpd,
-    M::Vunpckhps, M::Vunpcklpd, M::Vunpcklps, M::Vinsertf32x4, M::Vinsertf32x8, M::Vinsertf64x2,
-    M::Vinsertf64x4, M::Vinserti32x4, M::Vinserti32x8, M::Vinserti64x2, M::Vinserti64x4,
-    M::Vgf2p8affineinvqb, M::Vgf2p8affineqb,
+    M::Vpacksswb, M::Vpackusdw, M::Vpackuswb, M::Vpalignr, M::Vpconflictd, M::Vpconflictq,
+    M::Vpermb, M::Vpermd, M::Vpermi2b, M::Vpermi2d, M::Vpermi2pd, M::Vpermi2ps, M::Vpermi2q,
+    M::Vpermi2w, M::Vpermilpd, M::Vpermilps, M::Vpermpd, M::Vpermps, M::Vpermq, M::Vpermt2b,
+    M::Vpermt2d, M::Vpermt2pd, M::Vpermt2ps, M::Vpermt2q, M::Vpermt2w, M::Vpermw,
+    M::Vpmultishiftqb, M::Vpshufb, M::Vpshufd, M::Vpshufhw, M::Vpshuflw, M::Vpunpckhbw,
+    M::Vpunpckhdq, M::Vpunpckhqdq, M::Vpunpckhwd, M::Vpunpcklbw, M::Vpunpckldq, M::Vpunpcklqdq,
+    M::Vpunpcklwd, M::Vshuff32x4, M::Vshuff64x2, M::Vshufi32x4, M::Vshufi64x2, M::Vshufpd,
+    M::Vshufps, M::Vunpckhpd, M::Vunpckhps, M::Vunpcklpd, M::Vunpcklps, M::Vinsertf32x4,
+    M::Vinsertf32x8, M::Vinsertf64x2, M::Vinsertf64x4, M::Vinserti32x4, M::Vinserti32x8,
+    M::Vinserti64x2, M::Vinserti64x4, M::Vgf2p8affineinvqb, M::Vgf2p8affineqb,
 ];
+
+/// Whether the instruction reads all of its memory operand whatever the mask says.
+fn reads_all(instruction: &Instruction) -> bool {
+    // Shifts have their count in memory or an immediate count and their data in memory.
+    let is_shift_count = instruction.op2_kind() == OpKind::Memory
+        && matches!(
+            instruction.mnemonic(),
+            M::Vpslld
+                | M::Vpsllq
+                | M::Vpsllw
+                | M::Vpsrad
+                | M::Vpsraq
+                | M::Vpsraw
+                | M::Vpsrld
+                | M::Vpsrlq
+                | M::Vpsrlw
+        );
+    is_shift_count || READS_ALL.contains(&instruction.mnemonic())
+}
 
 /// Instructions that use their memory operand, of fewer elements than the result, again and again.
 #[rustfmt::skip]
@@ -79,9 +98,7 @@ impl Masking {
                 };
                 (element, Mask::Sign { register })
             }
-            _ if instruction.op_mask() == Register::None || READS_ALL.contains(&mnemonic) => {
-                return None;
-            }
+            _ if instruction.op_mask() == Register::None || reads_all(instruction) => return None,
             _ if PACKED.contains(&mnemonic) => (element, Mask::Packed { k }),
             _ if instruction.is_broadcast() || BROADCASTS.contains(&mnemonic) => {
                 let tuple = (size.size() as u8) / element.max(1);
@@ -92,7 +109,8 @@ impl Masking {
         Some(Self { mask, element })
     }
 
-    /// Which of `size` bytes the instruction touches with the present registers: bit 0 is the first byte.
+    /// Which of `size` bytes the instruction touches with the present registers: bit 0 is the first
+    /// byte.
     fn touched(&self, cpu: &CpuState, size: usize) -> u64 {
         let element = usize::from(self.element).max(1);
         let count = size / element;
@@ -101,8 +119,8 @@ impl Masking {
         let elements = match self.mask {
             Mask::Opmask { k } => opmask(k) & all,
             Mask::Repeated { k, tuple } => {
-                // The bits of a whole ZMM register: those above the vector's length are taken as set, if they are, so
-                // that more is read than need be, never less.
+                // The bits of a whole ZMM register: those above the vector's length are taken as
+                // set, if they are, so that more is read than need be, never less.
                 let tuple = usize::from(tuple).max(1);
                 let bits = opmask(k) & ones(64 / element);
                 (0..64)

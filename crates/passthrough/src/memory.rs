@@ -18,8 +18,9 @@ pub enum Memory {
         /// Whether it writes them.
         write: bool,
     },
-    /// Some of the bytes from the operand's address on, as a mask register or the data says. The bytes that are not
-    /// touched must not fault. Only [`Stubs::run_with_memory`](crate::Stubs::run_with_memory) runs these.
+    /// Some of the bytes from the operand's address on, as a mask register or the data says. The
+    /// bytes that are not touched must not fault. Only
+    /// [`Stubs::run_with_memory`](crate::Stubs::run_with_memory) runs these.
     Masked {
         /// Bytes from the operand's address if all were touched; at most 64.
         size: u16,
@@ -30,8 +31,8 @@ pub enum Memory {
         /// Whether it writes.
         write: bool,
     },
-    /// A gather or scatter: elements at the operand's base and displacement plus each index times the scale. Only
-    /// [`Stubs::run_with_memory`](crate::Stubs::run_with_memory) runs these.
+    /// A gather or scatter: elements at the operand's base and displacement plus each index times
+    /// the scale. Only [`Stubs::run_with_memory`](crate::Stubs::run_with_memory) runs these.
     Elements {
         /// Bytes of each element: 4 or 8.
         size: u8,
@@ -42,8 +43,9 @@ pub enum Memory {
 
 /// The guest memory at an instruction's memory operand, as an engine lends it.
 ///
-/// `offset` counts from the operand's effective address (of its base and displacement alone, if its index is a vector).
-/// It may be "negative": the sum wraps at the operand's *address size*, and the segment's base is added after.
+/// `offset` counts from the operand's effective address (of its base and displacement alone, if its
+/// index is a vector). It may be "negative": the sum wraps at the operand's *address size*, and the
+/// segment's base is added after.
 pub trait OperandMemory {
     /// Reads `bytes.len()` bytes (1 to 512).
     ///

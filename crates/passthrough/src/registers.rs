@@ -12,9 +12,9 @@ pub(crate) const OPERAND: Register = Register::RSI;
 /// Holds the address of the [`Context`](crate::stubs::Context).
 pub(crate) const CONTEXT: Register = Register::R9;
 
-/// Host registers that can stand for the guest's. All belong to the callee by the System V ABI. Those that can only be
-/// renamed to come first; RAX, RCX and RDX are also implied by instructions and stand for themselves if the guest uses
-/// them.
+/// Host registers that can stand for the guest's. All belong to the callee by the System V ABI.
+/// Those that can only be renamed to come first; RAX, RCX and RDX are also implied by instructions
+/// and stand for themselves if the guest uses them.
 const POOL: [u8; 6] = [8, 10, 11, 0, 1, 2];
 /// The same for instructions that name AH to BH, in which no other register may need a REX prefix.
 const LEGACY_POOL: [u8; 3] = [0, 1, 2];

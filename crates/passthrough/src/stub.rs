@@ -6,8 +6,8 @@ use crate::masked::Masking;
 use belljar_x86::bits::{cr0, cr4, xstate};
 use belljar_x86::{CpuState, Exception};
 
-/// Which part of the processor an instruction belongs to: it decides what must be enabled for it. SDM 3A, 13.1; SDM 2A,
-/// 2.4 and 2.8.
+/// Which part of the processor an instruction belongs to: it decides what must be enabled for it.
+/// SDM 3A, 13.1; SDM 2A, 2.4 and 2.8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     /// General-purpose registers and flags only: always enabled.
@@ -22,10 +22,11 @@ pub enum Unit {
     Mmx,
     /// Legacy SSE: #UD if CR0.EM or not CR4.OSFXSR, #NM if CR0.TS.
     Sse,
-    /// VEX: #UD in real and virtual-8086 mode and unless CR4.OSXSAVE and XCR0 has SSE and AVX, #NM if CR0.TS.
+    /// VEX: #UD in real and virtual-8086 mode and unless CR4.OSXSAVE and XCR0 has SSE and AVX, #NM
+    /// if CR0.TS.
     Avx,
-    /// EVEX or opmask registers: #UD in real and virtual-8086 mode and unless CR4.OSXSAVE and XCR0 has SSE, AVX and all
-    /// of AVX-512, #NM if CR0.TS.
+    /// EVEX or opmask registers: #UD in real and virtual-8086 mode and unless CR4.OSXSAVE and XCR0
+    /// has SSE, AVX and all of AVX-512, #NM if CR0.TS.
     Avx512,
 }
 
@@ -36,10 +37,11 @@ pub(crate) enum Work {
     Host,
     /// LDMXCSR, which must check against the guest's mask.
     LoadMxcsr,
-    /// VZEROUPPER and VZEROALL: the first `registers` vector registers keep their first `keep` words of 64 bits.
+    /// VZEROUPPER and VZEROALL: the first `registers` vector registers keep their first `keep`
+    /// words of 64 bits.
     ZeroUpper { registers: u8, keep: u8 },
-    /// MASKMOVDQU and MASKMOVQ: bytes of the vector or MMX register `data` where those of `mask` have their signs set.
-    /// MASKMOVQ has an entry, which makes x87's registers MMX registers.
+    /// MASKMOVDQU and MASKMOVQ: bytes of the vector or MMX register `data` where those of `mask`
+    /// have their signs set. MASKMOVQ has an entry, which makes x87's registers MMX registers.
     MaskMove { data: u8, mask: u8, mmx: bool },
     /// A gather.
     Gather(Elements),
@@ -47,7 +49,8 @@ pub(crate) enum Work {
     Scatter(Elements),
 }
 
-/// A compiled instruction. It stays valid until its [`Stubs`](crate::Stubs) is reset; running it later is refused.
+/// A compiled instruction. It stays valid until its [`Stubs`](crate::Stubs) is reset; running it
+/// later is refused.
 #[derive(Clone, Copy, Debug)]
 pub struct Stub {
     /// Offset in code memory.
@@ -116,7 +119,8 @@ impl Stub {
         Ok(())
     }
 
-    /// Checks the operand's linear address for instructions that demand alignment. This comes before any page fault.
+    /// Checks the operand's linear address for instructions that demand alignment. This comes
+    /// before any page fault.
     ///
     /// # Errors
     /// #GP(0) if `address` is not aligned as the instruction demands.
@@ -132,9 +136,10 @@ impl Stub {
         Ok(())
     }
 
-    /// Records the pointers that x87 keeps of its last non-control instruction, for [`Unit::X87`] after a run without
-    /// exception: `rip` is the instruction's address within CS, `data` its memory operand's effective address within its
-    /// segment (ignored if it has none). It does nothing for instructions that leave the pointers alone. SDM 1, 8.1.8.
+    /// Records the pointers that x87 keeps of its last non-control instruction, for [`Unit::X87`]
+    /// after a run without exception: `rip` is the instruction's address within CS, `data` its
+    /// memory operand's effective address within its segment (ignored if it has none). It does
+    /// nothing for instructions that leave the pointers alone. SDM 1, 8.1.8.
     #[inline]
     pub fn record_x87_pointers(&self, cpu: &mut CpuState, rip: u64, data: u64) {
         if !self.records_pointers {

@@ -42,7 +42,8 @@ pub(crate) struct Context {
 #[repr(C, align(64))]
 struct Bounce([u8; MAX_OPERAND]);
 
-/// The compiled instructions of one vCPU, and what is needed to run them. Equal instructions share their code.
+/// The compiled instructions of one vCPU, and what is needed to run them. Equal instructions share
+/// their code.
 pub struct Stubs {
     // Dropped before the memory, so that the fault handler never knows a range that is gone.
     _registration: Registration,
@@ -66,8 +67,8 @@ impl fmt::Debug for Stubs {
 }
 
 impl Stubs {
-    /// Makes room for `capacity` bytes of code (a stub takes about 100), and makes sure that the process catches the faults
-    /// of stubs. 4 MiB is plenty for a kernel.
+    /// Makes room for `capacity` bytes of code (a stub takes about 100), and makes sure that the
+    /// process catches the faults of stubs. 4 MiB is plenty for a kernel.
     ///
     /// # Errors
     /// If the host gives no memory or refuses the signal handlers.
@@ -94,8 +95,8 @@ impl Stubs {
     /// Compiles `instruction`, decoded in any mode from the bytes `encoding`.
     ///
     /// # Errors
-    /// [`CompileError::NotInnocuous`] for what the engine must do itself, [`CompileError::NotOnHost`] for what the host
-    /// lacks, and [`CompileError::Full`].
+    /// [`CompileError::NotInnocuous`] for what the engine must do itself,
+    /// [`CompileError::NotOnHost`] for what the host lacks, and [`CompileError::Full`].
     pub fn compile(
         &mut self,
         instruction: &Instruction,
@@ -132,10 +133,12 @@ impl Stubs {
     /// Runs an instruction without memory operand. `cpu.rip` is left alone.
     ///
     /// # Errors
-    /// The exception that the instruction raised; registers are then as the architecture leaves them.
+    /// The exception that the instruction raised; registers are then as the architecture leaves
+    /// them.
     ///
     /// # Panics
-    /// If the stub is stale (compiled before a [`reset`](Self::reset) or by another `Stubs`) or has a memory operand.
+    /// If the stub is stale (compiled before a [`reset`](Self::reset) or by another `Stubs`) or has
+    /// a memory operand.
     #[inline]
     pub fn run(&mut self, stub: &Stub, cpu: &mut CpuState) -> Result<(), Exception> {
         self.check(stub);
@@ -157,11 +160,13 @@ impl Stubs {
         }
     }
 
-    /// Runs an instruction of any [`Memory`] kind, reaching memory through `memory`. `cpu.rip` is left alone.
+    /// Runs an instruction of any [`Memory`] kind, reaching memory through `memory`. `cpu.rip` is
+    /// left alone.
     ///
     /// # Errors
-    /// The exception that the instruction or `memory` raised. Nothing has changed then, except what the architecture
-    /// leaves changed: the flags of MXCSR at #XM, and the completed elements of a gather or scatter.
+    /// The exception that the instruction or `memory` raised. Nothing has changed then, except what
+    /// the architecture leaves changed: the flags of MXCSR at #XM, and the completed elements of a
+    /// gather or scatter.
     ///
     /// # Panics
     /// If the stub is stale.
@@ -193,7 +198,8 @@ impl Stubs {
         }
     }
 
-    /// Runs an instruction whose operand is [`Memory::Whole`] directly on the host's memory. `cpu.rip` is left alone.
+    /// Runs an instruction whose operand is [`Memory::Whole`] directly on the host's memory.
+    /// `cpu.rip` is left alone.
     ///
     /// # Errors
     /// The exception that the instruction raised.
@@ -202,8 +208,8 @@ impl Stubs {
     /// If the stub is stale or its memory is of another kind.
     ///
     /// # Safety
-    /// `operand` points to as many bytes as [`Stub::memory`] says, mapped, writable if the instruction writes, and not
-    /// part of any Rust object that is borrowed meanwhile.
+    /// `operand` points to as many bytes as [`Stub::memory`] says, mapped, writable if the
+    /// instruction writes, and not part of any Rust object that is borrowed meanwhile.
     #[inline]
     pub unsafe fn run_at(
         &mut self,
@@ -312,7 +318,8 @@ impl Stubs {
     /// Runs a stub's code.
     ///
     /// # Safety
-    /// The stub was compiled by this object since the last reset; `operand` is valid for the instruction's access.
+    /// The stub was compiled by this object since the last reset; `operand` is valid for the
+    /// instruction's access.
     #[inline]
     unsafe fn enter(
         &mut self,
@@ -323,9 +330,10 @@ impl Stubs {
         // SAFETY: entries of valid stubs lie within code memory.
         let entry = unsafe { self.code.start().add(stub.entry as usize) };
         let mut outcome = entry as u64;
-        // SAFETY: the code obeys the System V ABI, with arguments in registers of its own: it changes only what a callee
-        // may change, leaves x87, MXCSR and the direction flag as the ABI wants them, and accesses the state, the context
-        // and the operand only. If it faults, the recovery code returns in its place.
+        // SAFETY: the code obeys the System V ABI, with arguments in registers of its own: it
+        // changes only what a callee may change, leaves x87, MXCSR and the direction flag as the
+        // ABI wants them, and accesses the state, the context and the operand only. If it faults,
+        // the recovery code returns in its place.
         unsafe {
             asm!(
                 "call rax",
@@ -343,7 +351,8 @@ impl Stubs {
     }
 }
 
-/// Whether x87 has found an exception, not masked, that keeps the instruction from storing. SDM 1, 8.5.
+/// Whether x87 has found an exception, not masked, that keeps the instruction from storing. SDM 1,
+/// 8.5.
 fn store_is_off(x87: &X87) -> bool {
     x87.fsw & !x87.fcw & STORE_EXCEPTIONS != 0
 }

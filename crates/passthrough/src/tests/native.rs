@@ -28,8 +28,8 @@ macro_rules! case {
         Case {
             bytes: &[$($byte),*],
             native: |registers| {
-                // SAFETY: the instruction changes only registers that the ABI lets a callee change; the asm restores
-                // MXCSR and touches no memory but `registers` and its stack.
+                // SAFETY: the instruction changes only registers that the ABI lets a callee change;
+                // the asm restores MXCSR and touches no memory but `registers` and its stack.
                 unsafe {
                     asm!(
                         "ldmxcsr [r8 + 160]",

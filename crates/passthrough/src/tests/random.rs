@@ -46,10 +46,10 @@ fn state(words: &[u64]) -> CpuState {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 20_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100_000, ..ProptestConfig::default() })]
 
-    /// Whatever compiles runs to its end or to an exception, touches no state but registers, flags and the vector
-    /// state, and does the same each time.
+    /// Whatever compiles runs to its end or to an exception, touches no state but registers, flags
+    /// and the vector state, and does the same each time.
     #[test]
     fn any_instruction_is_contained(
         bytes in encodings(),
@@ -60,7 +60,6 @@ proptest! {
         if instruction.is_invalid() {
             return Ok(());
         }
-        // Sharing the stubs between cases would hide which case broke what.
         thread_local! {
             static STUBS: std::cell::RefCell<Stubs> = std::cell::RefCell::new(stubs());
         }
