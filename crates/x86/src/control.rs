@@ -5,9 +5,9 @@
 //! zero-extended. CR8 is the board's; CR2 holds any value.
 
 use crate::bits::{cr0, cr4, efer, xstate};
-use crate::cpuid::CpuidModel;
+use crate::cpuid::{CpuidModel, Feature};
 use crate::paging::{self, Flush};
-use crate::{CpuState, Exception, PhysicalMemory, Segment};
+use crate::{CpuState, Exception, PhysicalMemory, Segment, xsave};
 
 /// Bits of CR0 that exist.
 const CR0_DEFINED: u64 = cr0::PE
@@ -238,9 +238,7 @@ pub fn write_xcr(
 pub fn read_xcr(cpu: &CpuState, model: &CpuidModel, index: u32) -> Result<u64, Exception> {
     match index {
         0 => Ok(cpu.xcr0),
-        1 if model.has(crate::cpuid::Feature::Xgetbv1) => {
-            Ok(cpu.xcr0 & crate::xsave::in_use(cpu))
-        }
+        1 if model.has(Feature::Xgetbv1) => Ok(cpu.xcr0 & xsave::in_use_with_mxcsr(cpu)),
         _ => refused(),
     }
 }

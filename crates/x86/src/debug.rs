@@ -228,10 +228,7 @@ mod tests {
         let mut cpu = CpuState::reset(0);
         write(&mut cpu, 7, debug::DR7_GD).unwrap();
         assert_eq!(read(&cpu, 0), Err(Exception::debug(debug::DR6_BD)));
-        assert_eq!(
-            write(&mut cpu, 7, 0),
-            Err(Exception::debug(debug::DR6_BD))
-        );
+        assert_eq!(write(&mut cpu, 7, 0), Err(Exception::debug(debug::DR6_BD)));
     }
 
     #[test]

@@ -57,7 +57,10 @@ mod tests {
         cpu.nmi_blocked = true;
         init(&mut cpu, 0x456, false);
         assert_eq!(cpu.cr0, cr0::CD | cr0::ET);
-        assert_eq!((cpu.cr4, cpu.efer, cpu.gpr[0], cpu.gpr[2]), (0, 0, 0, 0x456));
+        assert_eq!(
+            (cpu.cr4, cpu.efer, cpu.gpr[0], cpu.gpr[2]),
+            (0, 0, 0, 0x456)
+        );
         assert_eq!((cpu.xcr0, cpu.vector.zmm[3][1], cpu.msr.lstar), (7, 5, 77));
         assert_eq!(cpu.activity, Activity::WaitForSipi);
         assert!(!cpu.nmi_blocked);

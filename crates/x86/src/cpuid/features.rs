@@ -54,14 +54,32 @@ pub(super) enum Word {
 
 impl Word {
     /// Number of words.
-    pub(super) const COUNT: usize = Self::E21Ecx as usize + 1;
+    const COUNT: usize = Self::E21Ecx as usize + 1;
+
+    /// Leaf, subleaf and register (0 is EAX, 3 EDX) of each word, in order.
+    const PLACES: [(u32, u32, usize); Self::COUNT] = [
+        (1, 0, 3),
+        (1, 0, 2),
+        (6, 0, 0),
+        (7, 0, 1),
+        (7, 0, 2),
+        (7, 0, 3),
+        (7, 1, 0),
+        (0xd, 1, 0),
+        (0x8000_0001, 0, 3),
+        (0x8000_0001, 0, 2),
+        (0x8000_0007, 0, 3),
+        (0x8000_0008, 0, 1),
+        (0x8000_0021, 0, 0),
+        (0x8000_0021, 0, 2),
+    ];
 }
 
 features! {
     L1Edx {
         Fpu = 0, De = 2, Pse = 3, Tsc = 4, Msr = 5, Pae = 6, Mce = 7, Cx8 = 8, Apic = 9, Sep = 11,
         Mtrr = 12, Pge = 13, Mca = 14, Cmov = 15, Pat = 16, Pse36 = 17, Clfsh = 19, Mmx = 23,
-        Fxsr = 24, Sse = 25, Sse2 = 26, Ss = 27,
+        Fxsr = 24, Sse = 25, Sse2 = 26, SelfSnoop = 27,
     }
     L1Ecx {
         Sse3 = 0, Pclmulqdq = 1, Ssse3 = 9, Fma = 12, Cx16 = 13, Pcid = 17, Sse41 = 19, Sse42 = 20,
@@ -85,10 +103,7 @@ features! {
         Avx512vnni = 11, Avx512bitalg = 12, Avx512vpopcntdq = 14, Rdpid = 22,
     }
     L7Edx {
-        Fsrm = 4, Avx512vp2intersect = 8,
-        /// VERW clears the buffers that leak: on processors that are not affected it has nothing to clear.
-        MdClear = 10,
-        Serialize = 14,
+        Fsrm = 4,
         /// Intel: SPEC_CTRL and PRED_CMD.
         SpecCtrl = 26,
         /// Intel: the MSR ARCH_CAPABILITIES.
@@ -101,31 +116,29 @@ features! {
         Xsaveopt = 0, Xsavec = 1, Xgetbv1 = 2, Xsaves = 3,
     }
     E1Edx {
-        Syscall = 11, Nx = 20, MmxExt = 22, Ffxsr = 25, Pdpe1gb = 26, Rdtscp = 27, LongMode = 29,
+        Syscall = 11, Nx = 20, MmxExt = 22, Pdpe1gb = 26, Rdtscp = 27, LongMode = 29,
     }
     E1Ecx {
-        Lahf = 0, CmpLegacy = 1, Cr8Legacy = 4, Lzcnt = 5, Sse4a = 6, Misalignsse = 7,
-        Prefetchw = 8, TopologyExtensions = 22,
+        Lahf = 0, CmpLegacy = 1, Lzcnt = 5, Sse4a = 6, Prefetchw = 8, TopologyExtensions = 22,
     }
     E7Edx {
         InvariantTsc = 8,
     }
     E8Ebx {
-        Clzero = 0,
-        /// XSAVE always saves the x87's error pointers.
+        /// FXSAVE and XSAVE always save the x87's last pointers.
         Xsaveerptr = 2,
-        Wbnoinvd = 9,
         /// Not subject to speculative store bypass.
         SsbNo = 26,
         /// Not subject to branch type confusion.
         BtcNo = 29,
     }
     E21Eax {
-        NoNestedDataBreakpoints = 0,
         LfenceSerializing = 2,
         /// Loading a null selector clears the segment's base.
         NullSelectorClearsBase = 6,
         AutomaticIbrs = 8,
+        /// There is no MSR SMM_CTL.
+        NoSmmCtl = 9,
         /// Not subject to speculative return stack overflow.
         SrsoNo = 29,
     }
@@ -147,6 +160,13 @@ impl Feature {
 }
 
 impl Features {
+    /// Everything that a processor's CPUID reports, of which `leaf(leaf, subleaf)` gives the registers.
+    pub(super) fn reported(leaf: impl Fn(u32, u32) -> [u32; 4]) -> Self {
+        Self {
+            words: Word::PLACES.map(|(number, subleaf, register)| leaf(number, subleaf)[register]),
+        }
+    }
+
     /// Whether `feature` is in the set.
     #[inline]
     pub const fn has(&self, feature: Feature) -> bool {
