@@ -17,6 +17,9 @@ use std::time::Duration;
 /// Room for the frame of a signal, AVX-512 state included, several times over.
 const SIGNAL_STACK: usize = 1 << 16;
 
+/// Room above that stack: the frame's XSAVE image lies at its top, and may be shorter than what is copied of it.
+const ABOVE_STACK: usize = PAGE;
+
 /// The signals that the processor's exceptions become.
 const SIGNALS: [libc::c_int; 5] = [
     libc::SIGSEGV,
@@ -290,7 +293,7 @@ unsafe fn save(context: *const libc::ucontext_t, slot: *mut Slot) {
     ];
     const PAGE_FAULT: u64 = 14;
     // SAFETY: the frame lies on the alternate stack, which nothing uses until the next signal, and `fpregs` points into
-    // it; on a host with XSAVE, the kernel puts the whole image there, and the alternate stack is larger than that.
+    // it; above the image there are at least `ABOVE_STACK` readable bytes.
     unsafe {
         let machine = &(*context).uc_mcontext;
         let greg = |number: libc::c_int| machine.gregs[number as usize] as u64;
@@ -324,7 +327,7 @@ unsafe fn handle_signals() -> bool {
     unsafe {
         let stack = libc::mmap(
             std::ptr::null_mut(),
-            SIGNAL_STACK,
+            SIGNAL_STACK + ABOVE_STACK,
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE,
             -1,

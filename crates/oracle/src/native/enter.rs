@@ -124,6 +124,8 @@ pub unsafe extern "C" fn on_signal(
         "vzeroupper",
         "mov rax, rdx",
         "mov rsp, [rip + {keep} + {rsp}]",
+        // A fault outside of a case finds no stack to go back to and faults for ever, which the parent notices.
+        "mov qword ptr [rip + {keep} + {rsp}], 0",
         "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx",
         "ret",
         keep = sym KEEP,

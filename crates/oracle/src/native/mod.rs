@@ -19,7 +19,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 /// How long a batch of cases may take before its present case counts as hung.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why cases cannot be run on the host.
 #[derive(Debug, Error)]
