@@ -25,7 +25,8 @@ fn host_tsc() -> u64 {
     unsafe { _rdtsc() }
 }
 
-/// The frequency as the host's CPUID tells it: leaf 15h (SDM 2A, CPUID), or the hypervisor's timing leaf.
+/// The frequency as the host's CPUID tells it: leaf 15h (SDM 2A, CPUID), or the hypervisor's timing
+/// leaf.
 fn told_hz() -> Option<u64> {
     let highest = __cpuid(0).eax;
     if highest >= 0x15 {

@@ -1,7 +1,8 @@
 //! The machine's time.
 //!
-//! Floor 0 of the house, and one of its two named doors (the other is entropy): no device and no engine reads the host's
-//! clock itself, each asks the machine's [`Clock`]. That is what later lets a machine be paused, recorded and replayed.
+//! Floor 0 of the house, and one of its two named doors (the other is entropy): no device and no
+//! engine reads the host's clock itself, each asks the machine's [`Clock`]. That is what later lets
+//! a machine be paused, recorded and replayed.
 
 mod entropy;
 mod host;
@@ -11,7 +12,8 @@ pub use entropy::{Entropy, HostEntropy};
 pub use host::HostClock;
 pub use manual::ManualClock;
 
-/// Nanoseconds of machine time since the machine was made; it stands still while the machine is paused.
+/// Nanoseconds of machine time since the machine was made; it stands still while the machine is
+/// paused.
 #[derive(
     Clone,
     Copy,
@@ -49,8 +51,8 @@ pub trait Clock: Send + Sync + std::fmt::Debug {
     /// Machine time.
     fn now(&self) -> Nanos;
 
-    /// The time-stamp counter that every vCPU sees (before its own TSC_ADJUST): it runs at [`tsc_hz`](Self::tsc_hz)
-    /// and is 0 at machine time 0.
+    /// The time-stamp counter that every vCPU sees (before its own TSC_ADJUST): it runs at
+    /// [`tsc_hz`](Self::tsc_hz) and is 0 at machine time 0.
     fn tsc(&self) -> u64;
 
     /// Ticks of [`tsc`](Self::tsc) in a second.

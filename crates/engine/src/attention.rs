@@ -9,13 +9,15 @@ use std::time::Duration;
 pub struct Reason(pub u32);
 
 impl Reason {
-    /// An external interrupt can be taken: the level of the interrupt controllers' line, set and cleared by the board.
+    /// An external interrupt can be taken: the level of the interrupt controllers' line, set and
+    /// cleared by the board.
     pub const INTERRUPT: Self = Self(1 << 0);
     /// A non-maskable interrupt waits. The engine clears the bit when it delivers it.
     pub const NMI: Self = Self(1 << 1);
     /// INIT was sent. The machine's business.
     pub const INIT: Self = Self(1 << 2);
-    /// A start-up IPI was sent; its vector is in [`Attention::sipi_vector`]. The machine's business.
+    /// A start-up IPI was sent; its vector is in [`Attention::sipi_vector`]. The machine's
+    /// business.
     pub const SIPI: Self = Self(1 << 3);
     /// The machine wants the thread back: pause, stop, reset. The machine's business.
     pub const STOP: Self = Self(1 << 4);
@@ -33,7 +35,8 @@ impl std::ops::BitOr for Reason {
     }
 }
 
-/// One word that a running vCPU looks at often and a halted one sleeps on. Raising a reason wakes a sleeper.
+/// One word that a running vCPU looks at often and a halted one sleeps on. Raising a reason wakes a
+/// sleeper.
 #[derive(Debug, Default)]
 pub struct Attention {
     bits: AtomicU32,

@@ -1,8 +1,9 @@
 //! The seam between engines and the machine.
 //!
-//! It lies between floors 1 and 2. An [`Engine`] makes [`Vcpu`]s; a [`Vcpu`] runs guest code on the thread that calls it
-//! until something outside it must act. What it needs of the machine while it runs it asks of the [`Board`]; what the
-//! machine wants of it comes through its [`Attention`] word. The seam is the same for every engine.
+//! It lies between floors 1 and 2. An [`Engine`] makes [`Vcpu`]s; a [`Vcpu`] runs guest code on the
+//! thread that calls it until something outside it must act. What it needs of the machine while it
+//! runs it asks of the [`Board`]; what the machine wants of it comes through its [`Attention`]
+//! word. The seam is the same for every engine.
 
 mod attention;
 
@@ -46,27 +47,33 @@ pub enum EngineError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MsrRefused;
 
-/// What a vCPU reaches outside itself. Implemented by the machine; called on the vCPUs' threads, several at once.
+/// What a vCPU reaches outside itself. Implemented by the machine; called on the vCPUs' threads,
+/// several at once.
 pub trait Board: Send + Sync + std::fmt::Debug {
     /// IN: reads `size` (1, 2 or 4) bytes from `port`. Unassigned ports give all ones.
     fn port_read(&self, vcpu: VcpuId, port: u16, size: u8) -> u32;
 
-    /// OUT: writes the low `size` (1, 2 or 4) bytes of `value` to `port`. Unassigned ports swallow them.
+    /// OUT: writes the low `size` (1, 2 or 4) bytes of `value` to `port`. Unassigned ports swallow
+    /// them.
     fn port_write(&self, vcpu: VcpuId, port: u16, size: u8, value: u32);
 
-    /// Reads what is not RAM: `data` is 1 to 64 bytes within one page. Unassigned addresses give all ones.
+    /// Reads what is not RAM: `data` is 1 to 64 bytes within one page. Unassigned addresses give
+    /// all ones.
     fn mmio_read(&self, vcpu: VcpuId, at: GuestPhysAddr, data: &mut [u8]);
 
-    /// Writes what is not RAM: `data` is 1 to 64 bytes within one page. Unassigned addresses swallow them.
+    /// Writes what is not RAM: `data` is 1 to 64 bytes within one page. Unassigned addresses
+    /// swallow them.
     fn mmio_write(&self, vcpu: VcpuId, at: GuestPhysAddr, data: &[u8]);
 
-    /// Reads an MSR that is not the core's: APIC_BASE, TSC_DEADLINE, the x2APIC's, the paravirtual ones.
+    /// Reads an MSR that is not the core's: APIC_BASE, TSC_DEADLINE, the x2APIC's, the paravirtual
+    /// ones.
     ///
     /// # Errors
     /// [`MsrRefused`] if there is no such MSR.
     fn msr_read(&self, vcpu: VcpuId, index: u32) -> Result<u64, MsrRefused>;
 
-    /// Writes an MSR that is not the core's. `cpu` is the vCPU's state as it stands (paravirtual clocks need its TSC).
+    /// Writes an MSR that is not the core's. `cpu` is the vCPU's state as it stands (paravirtual
+    /// clocks need its TSC).
     ///
     /// # Errors
     /// [`MsrRefused`] if there is no such MSR or it cannot hold `value`.
@@ -84,8 +91,9 @@ pub trait Board: Send + Sync + std::fmt::Debug {
     /// Sets the task priority (MOV to CR8).
     fn set_task_priority(&self, vcpu: VcpuId, priority: u8);
 
-    /// Takes the vector of the interrupt to deliver now, which is from then on in service; `None` if there is none (any
-    /// more). Called when [`Reason::INTERRUPT`] is set and the vCPU can take an interrupt.
+    /// Takes the vector of the interrupt to deliver now, which is from then on in service; `None`
+    /// if there is none (any more). Called when [`Reason::INTERRUPT`] is set and the vCPU can take
+    /// an interrupt.
     fn acknowledge_interrupt(&self, vcpu: VcpuId) -> Option<u8>;
 
     /// The vCPU executed PAUSE in a loop: a good time to let another thread run.
@@ -116,11 +124,13 @@ pub struct VcpuSetup {
 /// Why [`Vcpu::run`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// HLT (or MWAIT): the vCPU waits for an interrupt. Run it again when its attention word is not empty.
+    /// HLT (or MWAIT): the vCPU waits for an interrupt. Run it again when its attention word is not
+    /// empty.
     Halted,
     /// The attention word holds a [`Reason`] that is the machine's business: INIT, SIPI or STOP.
     Attention,
-    /// The vCPU shut down on a triple fault; its state is that of the instruction that caused the last fault.
+    /// The vCPU shut down on a triple fault; its state is that of the instruction that caused the
+    /// last fault.
     TripleFault,
     /// The number of instructions asked for was executed.
     Budget,
@@ -131,8 +141,9 @@ pub type Counters = Vec<(&'static str, u64)>;
 
 /// One virtual processor. It is run by one thread at a time, which may change between runs.
 pub trait Vcpu: Send {
-    /// Runs until an exit, or until `budget` instructions have been executed if it is given. An instruction with a
-    /// repeat prefix counts once per iteration or as one; a delivered event counts as none.
+    /// Runs until an exit, or until `budget` instructions have been executed if it is given. An
+    /// instruction with a repeat prefix counts once per iteration or as one; a delivered event
+    /// counts as none.
     fn run(&mut self, budget: Option<u64>) -> Exit;
 
     /// The complete architectural state.

@@ -23,6 +23,7 @@ macro_rules! address {
             }
 
             /// The start of the 4 KiB page that holds this address.
+            #[must_use]
             pub const fn page(self) -> Self {
                 Self(self.0 & !(PAGE_SIZE - 1))
             }

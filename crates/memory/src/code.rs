@@ -7,10 +7,12 @@ const CACHED: u32 = 1;
 
 /// One word per page of RAM: bit 0 tells that cached code exists, the rest counts changes.
 ///
-/// The protocol: an engine calls [`mark`](Self::mark) *before* it reads the bytes to decode and remembers the word that
-/// it returns; the cached code is valid as long as [`generation`](Self::generation) still gives that word. Whoever writes
-/// to the page calls [`changed`](Self::changed) *after* the write; this costs one load where no code is cached. An engine
-/// that writes through a software TLB must not keep a fast path to a page that [`is_code`](Self::is_code).
+/// The protocol: an engine calls [`mark`](Self::mark) *before* it reads the bytes to decode and
+/// remembers the word that it returns; the cached code is valid as long as
+/// [`generation`](Self::generation) still gives that word. Whoever writes to the page calls
+/// [`changed`](Self::changed) *after* the write; this costs one load where no code is cached. An
+/// engine that writes through a software TLB must not keep a fast path to a page that
+/// [`is_code`](Self::is_code).
 #[derive(Debug)]
 pub struct CodePages {
     words: Box<[AtomicU32]>,
@@ -23,8 +25,9 @@ impl CodePages {
         }
     }
 
-    /// Says that code from page `page` is about to be cached. Returns the generation to remember, and whether this
-    /// call was the first to mark the page since its last change (then other writers may hold a fast path to it).
+    /// Says that code from page `page` is about to be cached. Returns the generation to remember,
+    /// and whether this call was the first to mark the page since its last change (then other
+    /// writers may hold a fast path to it).
     pub fn mark(&self, page: usize) -> (u32, bool) {
         let old = self.words[page].fetch_or(CACHED, Ordering::SeqCst);
         (old | CACHED, old & CACHED == 0)
@@ -42,7 +45,8 @@ impl CodePages {
         self.generation(page) & CACHED != 0
     }
 
-    /// Says that page `page` was written to. Returns whether code was cached from it (which is now invalid).
+    /// Says that page `page` was written to. Returns whether code was cached from it (which is now
+    /// invalid).
     #[inline]
     pub fn changed(&self, page: usize) -> bool {
         if self.words[page].load(Ordering::SeqCst) & CACHED == 0 {

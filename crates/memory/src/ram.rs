@@ -79,15 +79,17 @@ struct Inner {
     fd: OwnedFd,
 }
 
-// SAFETY: `base` points to a shared mapping that lives as long as `Inner`; all access to it is through raw copies and
-// atomics, and the guest may change it at any time, which the API allows for.
+// SAFETY: `base` points to a shared mapping that lives as long as `Inner`; all access to it is
+// through raw copies and atomics, and the guest may change it at any time, which the API allows
+// for.
 unsafe impl Send for Inner {}
 // SAFETY: as above.
 unsafe impl Sync for Inner {}
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // SAFETY: the mapping was made by `GuestMemory::new` with this size and nothing refers to it any more.
+        // SAFETY: the mapping was made by `GuestMemory::new` with this size and nothing refers to
+        // it any more.
         let _ = unsafe { munmap(self.base.as_ptr().cast(), self.size as usize) };
     }
 }
@@ -118,8 +120,8 @@ impl GuestMemory {
     /// Makes `size` bytes of zeroed RAM.
     ///
     /// # Errors
-    /// [`MemoryError::BadSize`] unless `size` is whole pages from 1 MiB to 1 TiB; [`MemoryError::Host`] if the host
-    /// refuses.
+    /// [`MemoryError::BadSize`] unless `size` is whole pages from 1 MiB to 1 TiB;
+    /// [`MemoryError::Host`] if the host refuses.
     pub fn new(size: u64) -> Result<Self, MemoryError> {
         if !(SMALLEST..=LARGEST).contains(&size) || !size.is_multiple_of(PAGE_SIZE) {
             return Err(MemoryError::BadSize(size));
@@ -167,8 +169,8 @@ impl GuestMemory {
         self.inner.fd.as_fd()
     }
 
-    /// Where `gpa` lies in the memfd, or `None` if it is not RAM. Shifted right by [`PAGE_SHIFT`] it is the page's
-    /// index in [`CodePages`].
+    /// Where `gpa` lies in the memfd, or `None` if it is not RAM. Shifted right by [`PAGE_SHIFT`]
+    /// it is the page's index in [`CodePages`].
     #[inline]
     pub fn offset(&self, gpa: GuestPhysAddr) -> Option<u64> {
         self.inner
@@ -187,11 +189,13 @@ impl GuestMemory {
 
     /// Host address of `gpa`, valid to the end of its page, or `None` if it is not RAM.
     ///
-    /// The guest and other threads change what lies there at any time: use volatile or atomic accesses only.
+    /// The guest and other threads change what lies there at any time: use volatile or atomic
+    /// accesses only.
     #[inline]
     pub fn host(&self, gpa: GuestPhysAddr) -> Option<NonNull<u8>> {
         let offset = self.offset(gpa)?;
-        // SAFETY: `offset` lies within a region, and so within the mapping of `size` bytes at `base`.
+        // SAFETY: `offset` lies within a region, and so within the mapping of `size` bytes at
+        // `base`.
         Some(unsafe { self.inner.base.add(offset as usize) })
     }
 
@@ -227,8 +231,9 @@ impl GuestMemory {
     /// [`MemoryError::NotRam`] if any byte of the range is not RAM; then nothing was copied.
     pub fn read(&self, gpa: GuestPhysAddr, out: &mut [u8]) -> Result<(), MemoryError> {
         let (from, _) = self.range(gpa, out.len() as u64)?;
-        // SAFETY: `range` checked that `out.len()` bytes at `from` lie within the mapping, which never overlaps `out`
-        // (no Rust object lives in guest RAM). A racing guest can only change the bytes that we copy.
+        // SAFETY: `range` checked that `out.len()` bytes at `from` lie within the mapping, which
+        // never overlaps `out` (no Rust object lives in guest RAM). A racing guest can only change
+        // the bytes that we copy.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), out.as_mut_ptr(), out.len()) };
         Ok(())
     }
@@ -273,16 +278,18 @@ impl GuestMemory {
             .map(NonNull::cast)
     }
 
-    /// Loads the aligned 64-bit word at `gpa` in one piece, or `None` if it is not RAM or not aligned.
+    /// Loads the aligned 64-bit word at `gpa` in one piece, or `None` if it is not RAM or not
+    /// aligned.
     #[inline]
     pub fn load_u64(&self, gpa: GuestPhysAddr) -> Option<u64> {
-        // SAFETY: `aligned` gives an aligned address within the mapping, which lives as long as `self`; atomics allow
-        // for every racing access.
+        // SAFETY: `aligned` gives an aligned address within the mapping, which lives as long as
+        // `self`; atomics allow for every racing access.
         self.aligned::<AtomicU64>(gpa)
             .map(|p| unsafe { p.as_ref() }.load(Ordering::Acquire))
     }
 
-    /// Loads the aligned 32-bit word at `gpa` in one piece, or `None` if it is not RAM or not aligned.
+    /// Loads the aligned 32-bit word at `gpa` in one piece, or `None` if it is not RAM or not
+    /// aligned.
     #[inline]
     pub fn load_u32(&self, gpa: GuestPhysAddr) -> Option<u32> {
         // SAFETY: as in `load_u64`.
@@ -290,7 +297,8 @@ impl GuestMemory {
             .map(|p| unsafe { p.as_ref() }.load(Ordering::Acquire))
     }
 
-    /// Loads the aligned 16-bit word at `gpa` in one piece, or `None` if it is not RAM or not aligned.
+    /// Loads the aligned 16-bit word at `gpa` in one piece, or `None` if it is not RAM or not
+    /// aligned.
     #[inline]
     pub fn load_u16(&self, gpa: GuestPhysAddr) -> Option<u16> {
         // SAFETY: as in `load_u64`.
@@ -306,11 +314,12 @@ impl GuestMemory {
             .map(|p| unsafe { p.as_ref() }.load(Ordering::Acquire))
     }
 
-    /// Replaces the aligned 64-bit word at `gpa` by `new` if it is `old`. `None` if it is not RAM or not aligned, else
-    /// whether it was replaced. For page-table bits: it does not count as a change of code.
+    /// Replaces the aligned 64-bit word at `gpa` by `new` if it is `old`. `None` if it is not RAM
+    /// or not aligned, else whether it was replaced. For page-table bits: it does not count as a
+    /// change of code.
     pub fn compare_exchange_u64(&self, gpa: GuestPhysAddr, old: u64, new: u64) -> Option<bool> {
-        // SAFETY: as in `load_u64`.
         self.aligned::<AtomicU64>(gpa).map(|p| {
+            // SAFETY: as in `load_u64`.
             unsafe { p.as_ref() }
                 .compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
                 .is_ok()
@@ -320,8 +329,8 @@ impl GuestMemory {
     /// Replaces the aligned 32-bit word at `gpa` by `new` if it is `old`; see
     /// [`compare_exchange_u64`](Self::compare_exchange_u64).
     pub fn compare_exchange_u32(&self, gpa: GuestPhysAddr, old: u32, new: u32) -> Option<bool> {
-        // SAFETY: as in `load_u64`.
         self.aligned::<AtomicU32>(gpa).map(|p| {
+            // SAFETY: as in `load_u64`.
             unsafe { p.as_ref() }
                 .compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
                 .is_ok()

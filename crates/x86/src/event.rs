@@ -34,7 +34,8 @@ pub struct Exception {
     pub vector: Vector,
     /// The error code, for the vectors that push one.
     pub error: Option<u32>,
-    /// What delivery puts into CR2 (page faults), or the bits that it sets in DR6 (debug exceptions).
+    /// What delivery puts into CR2 (page faults), or the bits that it sets in DR6 (debug
+    /// exceptions).
     pub payload: u64,
 }
 
@@ -139,8 +140,9 @@ impl Exception {
 pub enum Event {
     /// A fault, or the trap #DB. The saved instruction pointer is `CpuState::rip` as it stands.
     Exception(Exception),
-    /// INT n, INT3 or INTO: subject to the gate's DPL. `CpuState::rip` is already past the instruction; a fault
-    /// during delivery is reported at the instruction itself, whose length in bytes is `length`.
+    /// INT n, INT3 or INTO: subject to the gate's DPL. `CpuState::rip` is already past the
+    /// instruction; a fault during delivery is reported at the instruction itself, whose length in
+    /// bytes is `length`.
     Software {
         /// The vector.
         vector: u8,

@@ -1,11 +1,13 @@
 //! The x86-64 architecture as data and pure functions.
 //!
-//! Floor 1 of the house. [`CpuState`] is everything that one logical processor holds, the same for every engine; the other
-//! modules are functions of it: how an address is translated, how an exception is delivered, what CPUID and the MSRs say.
-//! They reach memory only through the two traits of [`access`], so that an engine lends its own fast paths. Nothing here
-//! knows an engine, a device or a board.
+//! Floor 1 of the house. [`CpuState`] is everything that one logical processor holds, the same for
+//! every engine; the other modules are functions of it: how an address is translated, how an
+//! exception is delivered, what CPUID and the MSRs say. They reach memory only through the two
+//! traits of [`access`], so that an engine lends its own fast paths. Nothing here knows an engine,
+//! a device or a board.
 //!
-//! "SDM" in comments is Intel's *Software Developer's Manual*, "APM" AMD's *Architecture Programmer's Manual*.
+//! "SDM" in comments is Intel's *Software Developer's Manual*, "APM" AMD's *Architecture
+//! Programmer's Manual*.
 
 #![forbid(unsafe_code)]
 

@@ -45,8 +45,8 @@ pub enum Seg {
 pub struct Segment {
     /// The visible part.
     pub selector: u16,
-    /// Rights as in a descriptor's second word shifted right by 8 (SDM 3A, 3.4.5): type in bits 0 to 3, S 4, DPL 5 and 6,
-    /// P 7, AVL 12, L 13, D/B 14, G 15. Bits 8 to 11 are 0.
+    /// Rights as in a descriptor's second word shifted right by 8 (SDM 3A, 3.4.5): type in bits 0
+    /// to 3, S 4, DPL 5 and 6, P 7, AVL 12, L 13, D/B 14, G 15. Bits 8 to 11 are 0.
     pub rights: u16,
     /// Limit in bytes: the last valid offset (the granularity is already applied).
     pub limit: u32,
@@ -112,7 +112,8 @@ pub struct TableRegister {
     pub limit: u16,
 }
 
-/// The first 160 bytes of the FXSAVE image (64-bit form), in its layout: x87 control and registers. SDM 1, 10.5.1.
+/// The first 160 bytes of the FXSAVE image (64-bit form), in its layout: x87 control and registers.
+/// SDM 1, 10.5.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(C, align(16))]
 pub struct X87 {
@@ -168,8 +169,8 @@ pub struct VectorState {
     pub x87: X87,
 }
 
-/// Model-specific registers that belong to the core. Those of the local APIC, the TSC deadline and the paravirtual
-/// ones belong to the board.
+/// Model-specific registers that belong to the core. Those of the local APIC, the TSC deadline and
+/// the paravirtual ones belong to the board.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Msrs {
@@ -230,7 +231,8 @@ pub enum Activity {
     Shutdown,
 }
 
-/// Everything that one logical processor holds, apart from its local APIC, which is a device of the board.
+/// Everything that one logical processor holds, apart from its local APIC, which is a device of the
+/// board.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(C, align(64))]
 pub struct CpuState {
@@ -284,14 +286,16 @@ pub struct CpuState {
     pub nmi_blocked: bool,
     /// DR6 bits of debug traps that wait for the end of the present instruction.
     pub pending_debug: u64,
-    /// An event whose delivery has begun but must be redone (for engines that stop within a delivery).
+    /// An event whose delivery has begun but must be redone (for engines that stop within a
+    /// delivery).
     pub pending_event: Option<Event>,
     /// What the processor is doing.
     pub activity: Activity,
 }
 
 impl CpuState {
-    /// The state after reset, as on power-up. SDM 3A, table 9-1. `signature` is what EDX holds: CPUID leaf 1's EAX.
+    /// The state after reset, as on power-up. SDM 3A, table 9-1. `signature` is what EDX holds:
+    /// CPUID leaf 1's EAX.
     pub fn reset(signature: u32) -> Self {
         let data = Segment::PRESENT | Segment::S | Segment::WRITABLE | Segment::ACCESSED;
         let mut cpu = Self {
@@ -377,7 +381,8 @@ impl CpuState {
         self.long_mode() && self.seg(Seg::Cs).has(Segment::LONG)
     }
 
-    /// Width of the code segment's default addresses and operands as decoders name it: 16, 32 or 64.
+    /// Width of the code segment's default addresses and operands as decoders name it: 16, 32 or
+    /// 64.
     #[inline]
     pub const fn code_bits(&self) -> u32 {
         if self.code64() {
