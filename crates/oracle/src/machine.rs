@@ -152,7 +152,8 @@ impl Machine {
         write_paging(&memory)?;
         write_tables(&memory)?;
         memory.write(GuestPhysAddr(CODE_PHYS), &[FILL; CODE_LEN])?;
-        let base = base_state(xcr0);
+        let mut base = base_state(xcr0);
+        base.cr4 &= cpuid.cr4_mask();
         let vcpu = create_vcpu(&*engine, &memory, &cpuid, &base)?;
         Ok(Self {
             engine,
@@ -308,7 +309,7 @@ fn base_state(xcr0: u64) -> CpuState {
     // A busy 64-bit task state segment.
     state.tr = Segment {
         selector: TASK,
-        rights: Segment::PRESENT | 11,
+        rights: Segment::PRESENT | 0xb,
         limit: 103,
         base: TSS,
         usable: true,
@@ -382,7 +383,7 @@ fn write_tables(memory: &GuestMemory) -> Result<(), MemoryError> {
         (USER_CODE & !7, 0x00af_fb00_0000_ffff),
         (
             TASK,
-            103 | (TSS & 0xff_ffff) << 16 | 0x8b << 40 | (TSS >> 24 & 0xff) << 56,
+            0x67 | (TSS & 0xff_ffff) << 16 | 0x8b << 40 | (TSS >> 24 & 0xff) << 56,
         ),
         (TASK + 8, TSS >> 32),
     ];

@@ -5,8 +5,10 @@ use belljar_oracle::{
     Campaign, CampaignError, Catalogue, Generator, Host, MOST_INSTRUCTIONS, Runner, Undefined,
     host_cpuid,
 };
+use belljar_x86::cpuid::{CpuidConfig, CpuidModel};
 use clap::{Parser, ValueEnum};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// What to compare with the host.
@@ -40,6 +42,9 @@ struct Options {
     /// Compare the flags that the manual calls undefined as well.
     #[arg(long)]
     compare_undefined: bool,
+    /// Offer AVX-512 to the engine if the host has it.
+    #[arg(long)]
+    avx512: bool,
     /// How many differing cases to print for each instruction.
     #[arg(long, default_value_t = 1)]
     examples: usize,
@@ -54,14 +59,19 @@ fn main() -> anyhow::Result<ExitCode> {
     let seed = options
         .seed
         .unwrap_or(since.map_or(0, |d| d.as_nanos() as u64 >> 10));
-    let mut catalogue = Catalogue::new(&host_cpuid, &|_| true);
+    let model = Arc::new(CpuidModel::new(&CpuidConfig {
+        cpus: 1,
+        tsc_hz: 1_000_000_000,
+        avx512: options.avx512,
+    }));
+    let mut catalogue = Catalogue::new(&host_cpuid, &|features| model.allows(features));
     if !options.only.is_empty() {
         catalogue.retain(&options.only);
     }
     if catalogue.chosen() == 0 {
         bail!("no instruction of this host is called that");
     }
-    let xcr0 = Host::new()?.xcr0();
+    let xcr0 = Host::new()?.xcr0() & model.xcr0_mask();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let campaign = Campaign {
         generator: Generator::new(seed, options.length as usize, xcr0, catalogue),
