@@ -1,8 +1,9 @@
-//! Writes of the control registers, EFER and XCR0: which values are allowed, what else changes with them, and which
-//! translations an engine must drop. SDM 3A, 2.5 and 4.1; SDM 2, MOV to control registers, XSETBV, INVPCID.
+//! Writes of the control registers, EFER and XCR0: which values are allowed, what else changes with
+//! them, and which translations an engine must drop. SDM 3A, 2.5 and 4.1; SDM 2, MOV to control
+//! registers, XSETBV, INVPCID.
 //!
-//! Privilege is the caller's to check: the instructions differ in how they do it. Outside 64-bit mode values arrive
-//! zero-extended. CR8 is the board's; CR2 holds any value.
+//! Privilege is the caller's to check: the instructions differ in how they do it. Outside 64-bit
+//! mode values arrive zero-extended. CR8 is the board's; CR2 holds any value.
 
 use crate::bits::{cr0, cr4, efer, xstate};
 use crate::cpuid::{CpuidModel, Feature};
@@ -53,7 +54,8 @@ pub const fn current_pcid(cpu: &CpuState) -> u16 {
 /// MOV to CR0. Setting PG with EFER.LME enters long mode, clearing it leaves it.
 ///
 /// # Errors
-/// #GP(0) for values that SDM 2 (MOV to control registers) or 3A 9.8.5 excludes; then nothing has changed.
+/// #GP(0) for values that SDM 2 (MOV to control registers) or 3A 9.8.5 excludes; then nothing has
+/// changed.
 pub fn write_cr0(
     cpu: &mut CpuState,
     memory: &impl PhysicalMemory,
@@ -113,7 +115,8 @@ fn efer_after_paging(cpu: &CpuState, on: bool) -> Result<u64, Exception> {
 /// MOV to CR3.
 ///
 /// # Errors
-/// #GP(0) for reserved bits of the base in long mode, or of the PDPTEs in PAE paging; then nothing has changed.
+/// #GP(0) for reserved bits of the base in long mode, or of the PDPTEs in PAE paging; then nothing
+/// has changed.
 pub fn write_cr3(
     cpu: &mut CpuState,
     model: &CpuidModel,
@@ -149,7 +152,8 @@ pub fn write_cr3(
 /// MOV to CR4.
 ///
 /// # Errors
-/// #GP(0) for bits of features that are not offered and for transitions that the architecture excludes; then nothing
+/// #GP(0) for bits of features that are not offered and for transitions that the architecture
+/// excludes; then nothing
 /// has changed.
 pub fn write_cr4(
     cpu: &mut CpuState,
@@ -190,7 +194,8 @@ pub fn write_cr4(
 /// WRMSR to EFER. LMA follows paging alone: what is written to it is disregarded.
 ///
 /// # Errors
-/// #GP(0) for bits of features that are not offered, or a change of LME while paging is on; then nothing has changed.
+/// #GP(0) for bits of features that are not offered, or a change of LME while paging is on; then
+/// nothing has changed.
 pub fn write_efer(cpu: &mut CpuState, model: &CpuidModel, value: u64) -> Result<Flush, Exception> {
     let new = value & !efer::LMA | cpu.efer & efer::LMA;
     let changed = new ^ cpu.efer;
@@ -211,7 +216,8 @@ pub fn write_efer(cpu: &mut CpuState, model: &CpuidModel, value: u64) -> Result<
 /// XSETBV. CR4.OSXSAVE is the caller's to check.
 ///
 /// # Errors
-/// #GP(0) for another register than XCR0, components that are not offered, and combinations that SDM 1 13.3 excludes.
+/// #GP(0) for another register than XCR0, components that are not offered, and combinations that
+/// SDM 1 13.3 excludes.
 pub fn write_xcr(
     cpu: &mut CpuState,
     model: &CpuidModel,
@@ -231,7 +237,8 @@ pub fn write_xcr(
     Ok(())
 }
 
-/// XGETBV: XCR0, or with index 1 those of its components that are in use. CR4.OSXSAVE is the caller's to check.
+/// XGETBV: XCR0, or with index 1 those of its components that are in use. CR4.OSXSAVE is the
+/// caller's to check.
 ///
 /// # Errors
 /// #GP(0) for registers that do not exist.
@@ -287,3 +294,6 @@ pub fn invpcid(cpu: &CpuState, kind: u64, descriptor: [u64; 2]) -> Result<Flush,
         _ => Ok(Flush::NonGlobal),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -32,7 +32,8 @@ struct Breakpoint {
 }
 
 impl Breakpoint {
-    /// Whether any of `size` bytes from `address` lies in the breakpoint's range. Addresses wrap around.
+    /// Whether any of `size` bytes from `address` lies in the breakpoint's range. Addresses wrap
+    /// around.
     const fn overlaps(&self, address: u64, size: u64) -> bool {
         address.wrapping_sub(self.first) < self.length || self.first.wrapping_sub(address) < size
     }
@@ -68,7 +69,8 @@ fn breakpoints(cpu: &CpuState) -> impl Iterator<Item = Breakpoint> {
     })
 }
 
-/// The union of the DR6 bits of the breakpoints that `matches` accepts, or `None` if there are none.
+/// The union of the DR6 bits of the breakpoints that `matches` accepts, or `None` if there are
+/// none.
 fn matching(cpu: &CpuState, matches: impl Fn(&Breakpoint) -> bool) -> Option<u64> {
     let bits = breakpoints(cpu)
         .filter(matches)
@@ -82,8 +84,8 @@ pub const fn any_active(cpu: &CpuState) -> bool {
     cpu.dr7 & DR7_ENABLES != 0
 }
 
-/// The DR6 bits of the code breakpoints at `linear`, the address of an instruction's first byte. RFLAGS.RF and the
-/// shadow of MOV SS, which hold the fault back, are the caller's business.
+/// The DR6 bits of the code breakpoints at `linear`, the address of an instruction's first byte.
+/// RFLAGS.RF and the shadow of MOV SS, which hold the fault back, are the caller's business.
 pub fn instruction_breakpoint(cpu: &CpuState, linear: u64) -> Option<u64> {
     // Only a length of one byte is defined for execution; the others match as that.
     let address = |b: &Breakpoint| cpu.dr[b.bit.trailing_zeros() as usize];
@@ -92,8 +94,8 @@ pub fn instruction_breakpoint(cpu: &CpuState, linear: u64) -> Option<u64> {
     })
 }
 
-/// The DR6 bits of the data breakpoints that an access to `size` bytes at `linear` meets. The trap is delivered after
-/// the instruction: the bits belong into [`CpuState::pending_debug`].
+/// The DR6 bits of the data breakpoints that an access to `size` bytes at `linear` meets. The trap
+/// is delivered after the instruction: the bits belong into [`CpuState::pending_debug`].
 pub fn data_breakpoint(cpu: &CpuState, linear: u64, size: u64, write: bool) -> Option<u64> {
     matching(cpu, |b| match b.condition {
         Condition::ReadOrWrite => b.overlaps(linear, size),
@@ -102,15 +104,16 @@ pub fn data_breakpoint(cpu: &CpuState, linear: u64, size: u64, write: bool) -> O
     })
 }
 
-/// The DR6 bits of the I/O breakpoints that an access to `size` bytes at `port` meets; a trap like that of data.
+/// The DR6 bits of the I/O breakpoints that an access to `size` bytes at `port` meets; a trap like
+/// that of data.
 pub fn io_breakpoint(cpu: &CpuState, port: u16, size: u8) -> Option<u64> {
     matching(cpu, |b| {
         b.condition == Condition::Io && b.overlaps(u64::from(port), u64::from(size))
     })
 }
 
-/// The register that encoding `index` names, after the checks that MOV to and from debug registers share. Privilege
-/// is the caller's business.
+/// The register that encoding `index` names, after the checks that MOV to and from debug registers
+/// share. Privilege is the caller's business.
 fn select(cpu: &CpuState, index: u8) -> Result<u8, Exception> {
     let index = match index {
         // SDM 3B 18.2.2: aliases of DR6 and DR7, unless debug extensions are on.
@@ -125,7 +128,8 @@ fn select(cpu: &CpuState, index: u8) -> Result<u8, Exception> {
     Ok(index)
 }
 
-/// MOV from debug register `index` (0 to 15, as encoded). The privilege level is the caller's to check.
+/// MOV from debug register `index` (0 to 15, as encoded). The privilege level is the caller's to
+/// check.
 ///
 /// # Errors
 /// #UD for a register that does not exist, #DB for general detect.
@@ -137,11 +141,12 @@ pub fn read(cpu: &CpuState, index: u8) -> Result<u64, Exception> {
     })
 }
 
-/// MOV to debug register `index` (0 to 15, as encoded). The privilege level is the caller's to check; outside 64-bit
-/// mode `value` is zero-extended.
+/// MOV to debug register `index` (0 to 15, as encoded). The privilege level is the caller's to
+/// check; outside 64-bit mode `value` is zero-extended.
 ///
 /// # Errors
-/// #UD for a register that does not exist, #DB for general detect, #GP for high bits in DR6 and DR7.
+/// #UD for a register that does not exist, #DB for general detect, #GP for high bits in DR6 and
+/// DR7.
 pub fn write(cpu: &mut CpuState, index: u8, value: u64) -> Result<(), Exception> {
     let index = select(cpu, index)?;
     if index >= 6 && value >> 32 != 0 {

@@ -6,9 +6,9 @@ use crate::bits::cr0;
 use crate::state::{Activity, Segment};
 use crate::{CpuState, Seg};
 
-/// INIT: the processor as after reset, but for what SDM 3A table 9-1 lets live: the caches' bits of CR0, x87 and
-/// vector state, XCR0 and the MSRs. `signature` is what EDX then holds: CPUID leaf 1's EAX. The bootstrap processor
-/// begins at the reset vector; the others wait for a start-up IPI.
+/// INIT: the processor as after reset, but for what SDM 3A table 9-1 lets live: the caches' bits of
+/// CR0, x87 and vector state, XCR0 and the MSRs. `signature` is what EDX then holds: CPUID leaf 1's
+/// EAX. The bootstrap processor begins at the reset vector; the others wait for a start-up IPI.
 pub fn init(cpu: &mut CpuState, signature: u32, bootstrap: bool) {
     let fresh = CpuState::reset(signature);
     let old = std::mem::replace(cpu, fresh);
@@ -26,8 +26,8 @@ pub fn init(cpu: &mut CpuState, signature: u32, bootstrap: bool) {
     };
 }
 
-/// A start-up IPI: a processor that waits for one begins in real mode at physical address `vector` << 12. One that does
-/// not wait ignores it; tells whether it waited.
+/// A start-up IPI: a processor that waits for one begins in real mode at physical address `vector`
+/// << 12. One that does not wait ignores it; tells whether it waited.
 pub fn start_up(cpu: &mut CpuState, vector: u8) -> bool {
     if cpu.activity != Activity::WaitForSipi {
         return false;

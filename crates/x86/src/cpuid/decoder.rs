@@ -6,9 +6,11 @@ use Feature as F;
 use iced_x86::{Code, CpuidFeature};
 
 impl CpuidModel {
-    /// Whether an instruction that needs `features` (as the decoder tells it) is offered; if not, it raises #UD.
+    /// Whether an instruction that needs `features` (as the decoder tells it) is offered; if not,
+    /// it raises #UD.
     ///
-    /// Hints are to be asked for with [`offers`](Self::offers), because they are no-operations where they are unknown.
+    /// Hints are to be asked for with [`offers`](Self::offers), because they are no-operations
+    /// where they are unknown.
     pub fn allows(&self, features: &[CpuidFeature]) -> bool {
         features.iter().all(|&feature| self.supports(feature))
     }
@@ -28,8 +30,8 @@ impl CpuidModel {
     }
 }
 
-/// Instructions in the encodings that the architecture keeps for hints: they do nothing where their feature is
-/// missing. SDM 2, NOP; APM 3, PREFETCH.
+/// Instructions in the encodings that the architecture keeps for hints: they do nothing where their
+/// feature is missing. SDM 2, NOP; APM 3, PREFETCH.
 const fn is_hint(code: Code) -> bool {
     matches!(
         code,

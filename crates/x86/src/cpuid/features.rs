@@ -1,6 +1,7 @@
 //! The features that the model knows how to offer.
 
-/// Declares [`Feature`] with the CPUID bit of each: the word (leaf, subleaf and register) and the bit in it.
+/// Declares [`Feature`] with the CPUID bit of each: the word (leaf, subleaf and register) and the
+/// bit in it.
 macro_rules! features {
     ($( $word:ident { $( $(#[$doc:meta])* $name:ident = $bit:literal, )* } )*) => {
         /// A feature that CPUID can report, and that the engines implement.
@@ -160,7 +161,8 @@ impl Feature {
 }
 
 impl Features {
-    /// Everything that a processor's CPUID reports, of which `leaf(leaf, subleaf)` gives the registers.
+    /// Everything that a processor's CPUID reports, of which `leaf(leaf, subleaf)` gives the
+    /// registers.
     pub(super) fn reported(leaf: impl Fn(u32, u32) -> [u32; 4]) -> Self {
         Self {
             words: Word::PLACES.map(|(number, subleaf, register)| leaf(number, subleaf)[register]),

@@ -20,12 +20,13 @@ const HIGHEST_PARAVIRTUAL: u32 = 0x4000_0010;
 const REPEATED: u32 = 0x0183_f3ff;
 /// Width of linear addresses.
 const LINEAR_BITS: u32 = 48;
-/// Frequency at which the local APIC's timer counts, and the crystal's that leaf 0x15 speaks of: kernels take the two
-/// for the same.
+/// Frequency at which the local APIC's timer counts, and the crystal's that leaf 0x15 speaks of:
+/// kernels take the two for the same.
 const CRYSTAL_HZ: u32 = 1_000_000_000;
 /// "KVMKVMKVM\0\0\0": the paravirtual interface is KVM's, for which stock kernels have drivers.
 const PARAVIRTUAL_SIGNATURE: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x0000_004d];
-/// The paravirtual features: both numberings of the clock's MSRs, which is stable across vCPUs; port 80h is no delay.
+/// The paravirtual features: both numberings of the clock's MSRs, which is stable across vCPUs;
+/// port 80h is no delay.
 const PARAVIRTUAL_FEATURES: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24;
 /// Kinds of leaf 4 and its like that a host may list.
 const MOST_CACHES: u32 = 16;
@@ -92,7 +93,8 @@ impl CpuidModel {
         }
     }
 
-    /// CPUID on vCPU number `vcpu`: EAX, EBX, ECX, EDX. `apic_on` is the enable bit of the APIC_BASE register.
+    /// CPUID on vCPU number `vcpu`: EAX, EBX, ECX, EDX. `apic_on` is the enable bit of the
+    /// APIC_BASE register.
     pub fn query(
         &self,
         leaf: u32,
@@ -104,7 +106,8 @@ impl CpuidModel {
         match leaf >> 28 {
             4 => self.paravirtual(leaf),
             8 if leaf <= self.highest_extended() => self.extended(leaf, subleaf, vcpu),
-            // Intel's processors answer unknown leaves with the highest basic one, AMD's with zeros. SDM 2A, CPUID.
+            // Intel's processors answer unknown leaves with the highest basic one, AMD's with
+            // zeros. SDM 2A, CPUID.
             _ if leaf <= self.highest => self.basic(leaf, subleaf, cpu, vcpu, apic_on),
             _ if self.vendor == Vendor::Intel => {
                 self.basic(self.highest, subleaf, cpu, vcpu, apic_on)
@@ -180,7 +183,8 @@ impl CpuidModel {
         [self.signature, ebx, ecx, edx]
     }
 
-    /// Leaf 4: the host's caches, of which the last level is shared by all vCPUs and the others by none.
+    /// Leaf 4: the host's caches, of which the last level is shared by all vCPUs and the others by
+    /// none.
     fn caches_of_intel(&self, subleaf: u32) -> Registers {
         let Some(&[mut eax, ebx, ecx, edx]) = self.cache_topology.get(subleaf as usize) else {
             return [0; 4];

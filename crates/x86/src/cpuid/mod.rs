@@ -1,21 +1,27 @@
-//! What CPUID tells: a model of a processor built from what the host has. SDM 2A, CPUID; APM 3, appendix E.
+//! What CPUID tells: a model of a processor built from what the host has. SDM 2A, CPUID; APM 3,
+//! appendix E.
 //!
-//! The model passes on the host's maker, family, model and stepping, so that kernels choose code for the processor that
-//! really runs it, and offers what the host has *and* the engines implement, never more.
+//! The model passes on the host's maker, family, model and stepping, so that kernels choose code
+//! for the processor that really runs it, and offers what the host has *and* the engines implement,
+//! never more.
 //!
-//! The exceptions are the privileged architecture, which the engines do themselves on any host, and the bits that say
-//! "not affected" by speculation's side channels. These are claimed whatever the host says: guest code runs translated or
-//! interpreted, so a guest kernel's own countermeasures (retpolines, VERW, IBPB) would cost time and protect nothing;
-//! keeping guests from the host's secrets is the business of the host's kernel and of process isolation. Linux reads
-//! them in `cpu_set_bug_bits()` and `spectre_v2_select_mitigation()`.
+//! The exceptions are the privileged architecture, which the engines do themselves on any host, and
+//! the bits that say "not affected" by speculation's side channels. These are claimed whatever the
+//! host says: guest code runs translated or interpreted, so a guest kernel's own countermeasures
+//! (retpolines, VERW, IBPB) would cost time and protect nothing; keeping guests from the host's
+//! secrets is the business of the host's kernel and of process isolation. Linux reads them in
+//! `cpu_set_bug_bits()` and `spectre_v2_select_mitigation()`.
 //!
-//! Not offered on any host: VMX and SVM, MONITOR, CET, PKU, LA57, TSX, MPX, SGX, performance counters, AMX, APX,
-//! user interrupts, WAITPKG, 3DNow!, XOP, FMA4, TBM, LWP, virtual-8086 mode extensions, VP2INTERSECT.
+//! Not offered on any host: VMX and SVM, MONITOR, CET, PKU, LA57, TSX, MPX, SGX, performance
+//! counters, AMX, APX, user interrupts, WAITPKG, 3DNow!, XOP, FMA4, TBM, LWP, virtual-8086 mode
+//! extensions, VP2INTERSECT.
 
 mod decoder;
 mod features;
 mod leaves;
 mod offer;
+#[cfg(test)]
+pub(crate) mod test_models;
 #[cfg(test)]
 mod tests;
 
@@ -33,7 +39,8 @@ pub struct CpuidConfig {
     pub cpus: u32,
     /// Frequency of the time-stamp counter.
     pub tsc_hz: u64,
-    /// Whether AVX-512 is offered if the host has it. An engine that does not implement it must have `false` here.
+    /// Whether AVX-512 is offered if the host has it. An engine that does not implement it must
+    /// have `false` here.
     pub avx512: bool,
 }
 
@@ -76,8 +83,8 @@ impl CpuidModel {
         })
     }
 
-    /// The model for a machine on a host whose CPUID instruction gives `host(leaf, subleaf)`: EAX, EBX, ECX, EDX. Its
-    /// kernel is taken to support what its processor has.
+    /// The model for a machine on a host whose CPUID instruction gives `host(leaf, subleaf)`: EAX,
+    /// EBX, ECX, EDX. Its kernel is taken to support what its processor has.
     pub fn from_host(config: &CpuidConfig, host: impl Fn(u32, u32) -> [u32; 4]) -> Self {
         let usable = offer::Usable {
             avx: true,

@@ -4,7 +4,8 @@ use super::features::{Feature, Features};
 use crate::syscall::Vendor;
 use Feature as F;
 
-/// Features of the privileged architecture and of the board. The engines do these themselves, on any host.
+/// Features of the privileged architecture and of the board. The engines do these themselves, on
+/// any host.
 const OWN: &[Feature] = &[
     F::De,
     F::Pse,
@@ -69,7 +70,8 @@ const AVX512: &[Feature] = &[
     F::Avx512bf16,
 ];
 
-/// The first feature is not offered without the second. Each comes after those that it needs, so one pass is enough.
+/// The first feature is not offered without the second. Each comes after those that it needs, so
+/// one pass is enough.
 const NEEDS: &[(Feature, Feature)] = &[
     (F::Xsaveopt, F::Xsave),
     (F::Xsavec, F::Xsave),

@@ -1,4 +1,5 @@
-//! Where the components of the extended state lie, and which registers they hold. SDM 1, 13.4 and 13.5.
+//! Where the components of the extended state lie, and which registers they hold. SDM 1, 13.4 and
+//! 13.5.
 
 use crate::bits::xstate;
 use std::ops::Range;
@@ -58,8 +59,9 @@ impl Layout {
         }
     }
 
-    /// The layout of the processor whose leaf 0xD `leaf` gives by subleaf. Makers place AVX-512's components
-    /// differently, and programs save on the host and in guests alike, so the guest's layout is the host's.
+    /// The layout of the processor whose leaf 0xD `leaf` gives by subleaf. Makers place AVX-512's
+    /// components differently, and programs save on the host and in guests alike, so the guest's
+    /// layout is the host's.
     pub(crate) fn from_cpuid(leaf: impl Fn(u32) -> [u32; 4]) -> Self {
         let mut layout = Self::default();
         for (number, component) in layout.components.iter_mut().enumerate() {
@@ -80,8 +82,8 @@ impl Layout {
             .unwrap_or_default()
     }
 
-    /// The components of `mask` and their places, in the format that has those of `format` compacted or, if that is
-    /// `None`, in the standard format.
+    /// The components of `mask` and their places, in the format that has those of `format`
+    /// compacted or, if that is `None`, in the standard format.
     pub(super) fn places(
         &self,
         mask: u64,
@@ -124,9 +126,9 @@ pub(super) struct Part {
     pub words: Range<usize>,
 }
 
-/// The part of component `number` that can be reached in 64-bit mode or out of it; `None` if the component is not one
-/// of ZMM parts. SDM 1, 13.4: XMM8 to XMM15 and what extends them are left alone outside 64-bit mode, and so are ZMM16
-/// to ZMM31.
+/// The part of component `number` that can be reached in 64-bit mode or out of it; `None` if the
+/// component is not one of ZMM parts. SDM 1, 13.4: XMM8 to XMM15 and what extends them are left
+/// alone outside 64-bit mode, and so are ZMM16 to ZMM31.
 pub(super) const fn part(number: u32, code64: bool) -> Option<Part> {
     let low = if code64 { 0..16 } else { 0..8 };
     let (registers, words) = match 1_u64 << number {

@@ -49,7 +49,8 @@ pub(super) fn put_u64(area: &mut [u8], offset: usize, value: u64) {
     put(area, offset, value.to_le_bytes());
 }
 
-/// Stores the x87's state. The selectors of the last instruction and operand are deprecated: they are stored as 0.
+/// Stores the x87's state. The selectors of the last instruction and operand are deprecated: they
+/// are stored as 0.
 pub(super) fn save_x87(x87: &X87, wide: bool, area: &mut [u8]) {
     put(area, at::FCW, x87.fcw.to_le_bytes());
     put(area, at::FSW, x87.fsw.to_le_bytes());
@@ -69,7 +70,8 @@ pub(super) fn restore_x87(x87: &mut X87, wide: bool, area: &[u8]) {
     // Bit 6 reads as one, and bits 7 and 13 to 15 as zero, whatever is loaded.
     let fcw = u16::from_le_bytes(get(area, at::FCW)) & 0x1f3f | 0x40;
     let fsw = u16::from_le_bytes(get(area, at::FSW));
-    // ES and B say whether an exception is pending: the processor works them out anew. SDM 1, 8.1.3.
+    // ES and B say whether an exception is pending: the processor works them out anew. SDM 1,
+    // 8.1.3.
     let pending = fsw & !fcw & 0x3f != 0;
     x87.fcw = fcw;
     x87.fsw = fsw & !0x8080 | if pending { 0x8080 } else { 0 };
@@ -84,7 +86,8 @@ pub(super) fn restore_x87(x87: &mut X87, wide: bool, area: &[u8]) {
     }
 }
 
-/// The x87 as FNINIT leaves it, with empty registers and no last instruction; MXCSR is not the x87's.
+/// The x87 as FNINIT leaves it, with empty registers and no last instruction; MXCSR is not the
+/// x87's.
 pub(super) fn initial_x87(x87: &X87) -> X87 {
     X87 {
         mxcsr: x87.mxcsr,
@@ -111,8 +114,8 @@ pub(super) fn checked_mxcsr(area: &[u8]) -> Result<u32, Exception> {
 /// Where the XMM registers lie.
 pub(super) const XMM_OFFSET: usize = at::XMM;
 
-/// FXSAVE; with `wide` FXSAVE64. The area's bytes from 416 on stay as they are. Outside 64-bit mode XMM8 to XMM15
-/// stay as they are too.
+/// FXSAVE; with `wide` FXSAVE64. The area's bytes from 416 on stay as they are. Outside 64-bit mode
+/// XMM8 to XMM15 stay as they are too.
 pub fn fxsave(cpu: &CpuState, wide: bool, area: &mut [u8; LEGACY_SIZE]) {
     save_x87(&cpu.vector.x87, wide, area);
     save_mxcsr(&cpu.vector.x87, area);

@@ -1,9 +1,10 @@
 //! FXSAVE, XSAVE and their kin. SDM 1, chapter 13.
 //!
-//! The functions work on byte slices; an engine copies the area from and to guest memory. An engine saves by reading
-//! [`save_size`] bytes of the area, calling [`save`], and writing them back (the bytes of components that are not saved
-//! stay as they are); it restores by reading the header, asking [`restore_size`], reading that many bytes, and calling
-//! [`restore`]. #UD without CR4.OSXSAVE, #NM with CR0.TS, privilege and alignment (64 bytes; 16 for FXSAVE, both
+//! The functions work on byte slices; an engine copies the area from and to guest memory. An engine
+//! saves by reading [`save_size`] bytes of the area, calling [`save`], and writing them back (the
+//! bytes of components that are not saved stay as they are); it restores by reading the header,
+//! asking [`restore_size`], reading that many bytes, and calling [`restore`]. #UD without
+//! CR4.OSXSAVE, #NM with CR0.TS, privilege and alignment (64 bytes; 16 for FXSAVE, both
 //! #GP(0)) are the caller's business.
 
 mod layout;
@@ -83,8 +84,8 @@ impl Restore {
     }
 }
 
-/// Those components of the state that are not in their initial configuration: XINUSE. SDM 1, 13.6. MXCSR does not count
-/// as SSE's.
+/// Those components of the state that are not in their initial configuration: XINUSE. SDM 1, 13.6.
+/// MXCSR does not count as SSE's.
 pub fn in_use(cpu: &CpuState) -> u64 {
     let vector = &cpu.vector;
     let used = |number: u32| match part(number, true) {
@@ -113,7 +114,8 @@ pub fn in_use(cpu: &CpuState) -> u64 {
     mask
 }
 
-/// [`in_use`] with SSE if MXCSR differs from its initial value: what XGETBV tells and the compacted formats save.
+/// [`in_use`] with SSE if MXCSR differs from its initial value: what XGETBV tells and the compacted
+/// formats save.
 pub fn in_use_with_mxcsr(cpu: &CpuState) -> u64 {
     let mask = in_use(cpu);
     if cpu.vector.x87.mxcsr == MXCSR_INITIAL {
@@ -123,8 +125,8 @@ pub fn in_use_with_mxcsr(cpu: &CpuState) -> u64 {
     }
 }
 
-/// Size of the area that holds the components of `mask`, in the standard or the compacted format, as CPUID leaf 0xD
-/// tells it.
+/// Size of the area that holds the components of `mask`, in the standard or the compacted format,
+/// as CPUID leaf 0xD tells it.
 pub fn area_size(model: &CpuidModel, mask: u64, compacted: bool) -> usize {
     model.layout().area_size(mask, compacted)
 }
@@ -134,8 +136,8 @@ pub fn save_size(cpu: &CpuState, model: &CpuidModel, form: Save, edx_eax: u64) -
     area_size(model, form.requested(cpu, edx_eax), form.compacted())
 }
 
-/// Saves the components asked for in `edx_eax` into `area`, which is [`save_size`] bytes read from memory. `wide` is
-/// whether the instruction has REX.W (64-bit pointers of the x87).
+/// Saves the components asked for in `edx_eax` into `area`, which is [`save_size`] bytes read from
+/// memory. `wide` is whether the instruction has REX.W (64-bit pointers of the x87).
 ///
 /// # Panics
 /// If `area` is shorter than [`save_size`].
@@ -280,8 +282,8 @@ pub fn restore_size(
         .unwrap_or(EXTENDED_OFFSET))
 }
 
-/// Restores the components asked for in `edx_eax` from `area`, which is [`restore_size`] bytes of memory. `wide` is
-/// whether the instruction has REX.W (64-bit pointers of the x87).
+/// Restores the components asked for in `edx_eax` from `area`, which is [`restore_size`] bytes of
+/// memory. `wide` is whether the instruction has REX.W (64-bit pointers of the x87).
 ///
 /// # Errors
 /// #GP(0) for reserved bits in the header or MXCSR; then nothing has changed.
