@@ -317,7 +317,7 @@ mod tests {
             line,
             Arc::<Requests>::clone(&requests),
             Arc::<ManualClock>::clone(&clock),
-            NoWake::new(),
+            NoWake::shared(),
         );
         Bench {
             pm,
@@ -410,7 +410,7 @@ mod tests {
             let mut b = bench();
             for (what, offset, value) in steps {
                 match what {
-                    0 => b.pm.write(offset, &value.to_le_bytes()[..1 + offset as usize % 4]),
+                    0 => b.pm.write(offset, &value.to_le_bytes()[..=offset as usize % 4]),
                     1 => b.pm.read(offset, &mut [0; 4]),
                     2 => b.pm.press_power_button(),
                     _ => b.clock.advance(u64::from(value) * 1000),

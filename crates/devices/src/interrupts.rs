@@ -156,15 +156,12 @@ impl Interrupts {
         }
     }
 
-    /// Sets up what PC firmware leaves to a kernel: the bootstrap processor's virtual wire, and ACPI's interrupt level
-    /// triggered. For machines that start a kernel without firmware.
+    /// Sets up what PC firmware leaves to a kernel: the 8259As initialised and masked, ACPI's interrupt level triggered,
+    /// and the bootstrap processor's virtual wire. For machines that start a kernel without firmware.
     pub fn firmware_handoff(&self) {
-        let sci = 1u16 << layout::SCI_IRQ;
         {
             let mut pic = lock(&self.pic);
-            for (i, byte) in sci.to_le_bytes().into_iter().enumerate() {
-                pic.write(0x4d0 - layout::PIC.base + i as u64, byte);
-            }
+            pic.firmware_handoff(1 << layout::SCI_IRQ);
             self.propagate(&pic);
         }
         self.with_lapic(0, Lapic::set_virtual_wire);
@@ -238,9 +235,10 @@ impl Interrupts {
 
     /// Delivers the message-signalled interrupt that a write of `data` to `address` is. Other writes do nothing.
     pub fn deliver_msi(&self, address: u64, data: u32) {
-        match Message::from_msi(address, data) {
-            Some(message) => self.deliver(&message),
-            None => tracing::debug!(address, data, "not a message-signalled interrupt"),
+        if let Some(message) = Message::from_msi(address, data) {
+            self.deliver(&message);
+        } else {
+            tracing::debug!(address, data, "not a message-signalled interrupt");
         }
     }
 
@@ -307,9 +305,8 @@ impl Interrupts {
         let index = vcpu as usize;
         let slot = self.slots.get(index)?;
         // The 8259A's interrupts have no priority among the local APIC's: they come first.
-        if lock(&slot.lapic).ext_int_pending()
-            && let Some(vector) = self.acknowledge_pic(index)
-        {
+        let ext_int = lock(&slot.lapic).ext_int_pending();
+        if ext_int && let Some(vector) = self.acknowledge_pic(index) {
             return Some(vector);
         }
         self.with_lapic(index, Lapic::acknowledge)?

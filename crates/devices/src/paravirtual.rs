@@ -240,7 +240,7 @@ mod tests {
         } else {
             (guest_tsc - stamp) >> -shift
         };
-        let time = base + (u128::from(scaled) * u128::from(multiplier) >> 32) as u64;
+        let time = base + ((u128::from(scaled) * u128::from(multiplier)) >> 32) as u64;
         assert!(time.abs_diff(12_345) <= 1, "{time}");
         assert_eq!(memory.load_u8(GuestPhysAddr(0x201d)), Some(STABLE));
         assert_eq!(device.msr_read(1, 0x12), Some(0x2001));
@@ -274,7 +274,7 @@ mod tests {
             prop_assert!(multiplier >> 31 == 1);
             let ticks = 100 * hz;
             let scaled = if shift >= 0 { u128::from(ticks) << shift } else { u128::from(ticks) >> -shift };
-            let nanos = (scaled * u128::from(multiplier) >> 32) as u64;
+            let nanos = ((scaled * u128::from(multiplier)) >> 32) as u64;
             prop_assert!(nanos.abs_diff(100 * Nanos::SECOND) <= 60);
         }
     }

@@ -238,6 +238,21 @@ impl Pic {
         self.master.lines &= !(1 << CASCADE);
     }
 
+    /// What PC firmware leaves: vectors 08h and 70h, everything masked, and the lines in `level` level triggered.
+    pub fn firmware_handoff(&mut self, level: u16) {
+        let [low, high] = level.to_le_bytes();
+        for (base, vector, cascade, elcr, level) in [
+            (0, 0x08, 1 << CASCADE, ELCR, low),
+            (SLAVE, 0x70, CASCADE, ELCR + 1, high),
+        ] {
+            self.write(base, 0x11);
+            for value in [vector, cascade, 0x01, 0xff] {
+                self.write(base + 1, value);
+            }
+            self.write(elcr, level);
+        }
+    }
+
     /// Sets the level of ISA interrupt line `irq`. Line 2 does not exist: the cascade is there.
     pub fn set_line(&mut self, irq: u8, high: bool) {
         match irq {

@@ -517,7 +517,7 @@ mod tests {
                 Box::new(peer.clone()),
                 line,
                 Arc::<ManualClock>::clone(&clock),
-                NoWake::new(),
+                NoWake::shared(),
             );
             Self {
                 serial,
@@ -666,7 +666,7 @@ mod tests {
             Box::new(Peer::default()),
             line,
             clock,
-            NoWake::new(),
+            NoWake::shared(),
         );
         assert!(irq.level());
         assert_eq!(again.read_register(0), b'a');

@@ -145,7 +145,7 @@ pub(crate) mod testing {
     pub struct NoWake;
 
     impl NoWake {
-        pub fn new() -> Arc<dyn TimerWake> {
+        pub fn shared() -> Arc<dyn TimerWake> {
             Arc::new(Self)
         }
     }

@@ -350,9 +350,8 @@ impl Counter {
         let run = self.run.as_ref().filter(|run| run.stopped.is_none())?;
         let count = u64::from(run.count);
         let at = match self.mode {
-            Mode::TerminalCount | Mode::OneShot => run.start + count,
+            Mode::TerminalCount | Mode::OneShot | Mode::RateGenerator => run.start + count,
             Mode::SoftwareStrobe | Mode::HardwareStrobe => run.start + count + 1,
-            Mode::RateGenerator => run.start + count,
             // A high half is followed by a low one before it rises.
             Mode::SquareWave if run.high => run.start + count,
             Mode::SquareWave => run.start + self.length(run),

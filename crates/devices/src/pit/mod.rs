@@ -184,7 +184,7 @@ impl Pit {
         } else {
             0
         };
-        let refresh = if now.0 / REFRESH_TOGGLE & 1 != 0 {
+        let refresh = if (now.0 / REFRESH_TOGGLE) & 1 != 0 {
             port_61::REFRESH
         } else {
             0
@@ -224,7 +224,7 @@ impl Device for Pit {
         let now = self.clock.now();
         self.sync(now);
         write_bytes(offset, data, |at, value| {
-            self.write_register(at, value, now)
+            self.write_register(at, value, now);
         });
     }
 }

@@ -14,7 +14,7 @@ impl Bench {
     fn new() -> Self {
         let (irq, line) = Probe::line();
         let clock = Arc::new(ManualClock::new(0));
-        let pit = Pit::new(line, Arc::<ManualClock>::clone(&clock), NoWake::new());
+        let pit = Pit::new(line, Arc::<ManualClock>::clone(&clock), NoWake::shared());
         Self { pit, irq, clock }
     }
 
@@ -135,7 +135,7 @@ fn mode_4_strobes_for_one_tick() {
     b.start(1, 4, 5);
     let mut low = Vec::new();
     for tick in 0..70_000 {
-        if tick < 20 || tick > 65_530 {
+        if !(20..65_530).contains(&tick) {
             b.go_to(tick);
             if b.status(1) & 0x80 == 0 {
                 low.push(tick);
@@ -228,7 +228,7 @@ fn a_saved_timer_goes_on_where_it_was() {
     b.go_to(300);
     let (irq, line) = Probe::line();
     let clock = Arc::<ManualClock>::clone(&b.clock);
-    let mut again = Pit::restore(b.pit.save(), line, clock, NoWake::new());
+    let mut again = Pit::restore(b.pit.save(), line, clock, NoWake::shared());
     assert_eq!(again.deadline(), Some(time_of(1000)));
     b.go_to(1000);
     again.expire(b.clock.now());

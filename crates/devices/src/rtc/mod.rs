@@ -183,7 +183,7 @@ impl Rtc {
         if self.ram(index::B) & reg_b::BINARY != 0 {
             value
         } else {
-            (value / 10) << 4 | value % 10
+            ((value / 10) << 4) | (value % 10)
         }
     }
 
@@ -199,7 +199,7 @@ impl Rtc {
         if self.ram(index::B) & reg_b::HOURS_24 != 0 {
             return self.encode(hour);
         }
-        let twelve = if hour % 12 == 0 { 12 } else { hour % 12 };
+        let twelve = (hour + 11) % 12 + 1;
         self.encode(twelve) | if hour >= 12 { PM } else { 0 }
     }
 
@@ -225,7 +225,7 @@ impl Rtc {
             (index::MONTH, self.encode(date.month)),
             (index::YEAR, self.encode(year)),
             // Firmware keeps the century, in BCD whatever the mode.
-            (index::CENTURY, (century / 10) << 4 | century % 10),
+            (index::CENTURY, ((century / 10) << 4) | (century % 10)),
         ] {
             self.set_ram(index, value);
         }
