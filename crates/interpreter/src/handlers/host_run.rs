@@ -1,0 +1,112 @@
+//! Instructions that the host's own processor executes through a compiled stub.
+
+use crate::mmu::Mmu;
+use crate::op::{Op, Step, effective_address, linear};
+use crate::processor::Core;
+use belljar_passthrough::{Memory, OperandMemory, Stub};
+use belljar_x86::{Access, CpuState, Exception, Seg, segmentation};
+
+/// The memory operand as the stubs reach it.
+struct Operand<'a> {
+    mmu: &'a mut Mmu,
+    seg: Seg,
+    offset: u64,
+    mask: u64,
+}
+
+impl Operand<'_> {
+    fn linear(
+        &self,
+        cpu: &CpuState,
+        offset: u64,
+        size: usize,
+        access: Access,
+    ) -> Result<u64, Exception> {
+        let offset = self.offset.wrapping_add(offset) & self.mask;
+        segmentation::linear_address(cpu, self.seg, offset, size as u32, access)
+    }
+}
+
+impl OperandMemory for Operand<'_> {
+    fn read(&mut self, cpu: &CpuState, offset: u64, bytes: &mut [u8]) -> Result<(), Exception> {
+        let at = self.linear(cpu, offset, bytes.len(), Access::Read)?;
+        self.mmu.read_bytes(cpu, at, bytes, Access::Read)
+    }
+
+    fn write(&mut self, cpu: &CpuState, offset: u64, bytes: &[u8]) -> Result<(), Exception> {
+        let at = self.linear(cpu, offset, bytes.len(), Access::Write)?;
+        self.mmu.write_bytes(cpu, at, bytes, Access::Write)
+    }
+}
+
+/// Runs the stub whose number is the immediate. `FLAGS` tells whether it uses or changes the flags.
+pub fn run<const FLAGS: bool>(core: &mut Core, op: &Op) -> Step {
+    let Some(stub) = core.compiled.get(op.imm as usize).copied() else {
+        return Err(core.invalid_opcode());
+    };
+    if FLAGS {
+        core.sync_flags();
+    }
+    let result = execute(core, op, &stub);
+    if FLAGS {
+        core.load_flags();
+    }
+    match result {
+        Ok(()) => core.stored(),
+        Err(exception) => Err(core.raise(exception)),
+    }
+}
+
+fn execute(core: &mut Core, op: &Op, stub: &Stub) -> Result<(), Exception> {
+    stub.check_enabled(&core.cpu)?;
+    let data = match stub.memory() {
+        Memory::None => {
+            core.stubs.run(stub, &mut core.cpu)?;
+            0
+        }
+        memory => {
+            let data = effective_address(core, op);
+            with_memory(core, op, stub, memory, data)?;
+            data
+        }
+    };
+    let rip = core.next_after(u64::from(op.offset));
+    stub.record_x87_pointers(&mut core.cpu, rip, data);
+    Ok(())
+}
+
+fn with_memory(
+    core: &mut Core,
+    op: &Op,
+    stub: &Stub,
+    memory: Memory,
+    offset: u64,
+) -> Result<(), Exception> {
+    let (size, access) = match memory {
+        Memory::Whole { size, write, .. } => (
+            u32::from(size),
+            if write { Access::Write } else { Access::Read },
+        ),
+        _ => (1, Access::Read),
+    };
+    if !matches!(memory, Memory::Elements { .. }) {
+        let Ok(at) = linear(core, op, offset, size, access) else {
+            return Err(core.exception);
+        };
+        stub.check_alignment(at)?;
+        if matches!(memory, Memory::Whole { .. })
+            && let Some(host) = core.mmu.fast_span(at, u64::from(size), access)
+        {
+            // SAFETY: the TLB holds host addresses of RAM pages, writable if asked for; the operand stays within its page.
+            return unsafe { core.stubs.run_at(stub, &mut core.cpu, host) };
+        }
+    }
+    let mut operand = Operand {
+        mmu: &mut core.mmu,
+        seg: op.segment(),
+        offset,
+        mask: op.address_mask(),
+    };
+    core.stubs
+        .run_with_memory(stub, &mut core.cpu, &mut operand)
+}

@@ -1,0 +1,475 @@
+//! Guest memory at linear addresses: the software TLB and what happens when it misses.
+
+use crate::host::Word;
+use crate::tlb::{Entry, Set, Tlb};
+use belljar_engine::{Board, VcpuId};
+use belljar_memory::{GuestMemory, GuestPhysAddr, PAGE_SIZE};
+use belljar_x86::bits::{cr0, rflags};
+use belljar_x86::paging::{Flush, PagingMode, is_canonical, load_pdptes, translate};
+use belljar_x86::{Access, CpuState, Exception, LinearMemory, debug};
+use std::sync::Arc;
+
+/// Longest run of bytes that one access takes: a vector register or a part of a device's register file.
+const LONGEST: usize = 64;
+
+/// Where one page's part of an access goes.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    /// RAM at this host address.
+    Ram(*mut u8),
+    /// Not RAM.
+    Device(GuestPhysAddr),
+}
+
+/// The page from which instructions are fetched.
+#[derive(Clone, Copy, Debug)]
+pub enum CodePage {
+    /// A page of RAM, by its index in [`CodePages`](belljar_memory::CodePages).
+    Ram(usize),
+    /// Not RAM: nothing of it can be cached.
+    Device(GuestPhysAddr),
+}
+
+/// The memory of one vCPU.
+#[derive(Debug)]
+pub struct Mmu {
+    tlb: Tlb,
+    memory: GuestMemory,
+    base: *mut u8,
+    board: Arc<dyn Board>,
+    id: VcpuId,
+    /// The last general-protection fault of this memory was for an address that is not canonical: it is #SS if the
+    /// operand lies on the stack.
+    pub noncanonical: bool,
+    /// A store changed cached code: the present block must end.
+    pub disturbed: bool,
+    /// DR6 bits of data breakpoints that accesses have hit.
+    pub breakpoints: u64,
+    /// Changes whenever a translation for fetches may have.
+    pub epoch: u64,
+    /// Walks of the page tables.
+    pub misses: u64,
+    /// Pages of cached code that stores changed.
+    pub invalidations: u64,
+}
+
+// SAFETY: `base` is the start of the mapping that `memory` keeps alive; it is only used as guest memory.
+unsafe impl Send for Mmu {}
+
+impl Mmu {
+    /// The memory of vCPU `id`.
+    pub fn new(memory: GuestMemory, board: Arc<dyn Board>, id: VcpuId) -> Self {
+        let base = memory.mapping().0.as_ptr();
+        Self {
+            tlb: Tlb::new(),
+            memory,
+            base,
+            board,
+            id,
+            noncanonical: false,
+            disturbed: false,
+            breakpoints: 0,
+            epoch: 1,
+            misses: 0,
+            invalidations: 0,
+        }
+    }
+
+    /// The machine's RAM.
+    #[inline(always)]
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Host address of `linear` if a read of a `T` there needs nothing but the load.
+    #[inline(always)]
+    pub fn fast_read<T: Word>(&self, linear: u64) -> Option<*mut u8> {
+        let entry = self.tlb.entry(linear);
+        (entry.read == Entry::tag_of_last::<T>(linear)).then(|| entry.host(linear))
+    }
+
+    /// Host address of `linear` if a write of a `T` there needs nothing but the store.
+    #[inline(always)]
+    pub fn fast_write<T: Word>(&self, linear: u64) -> Option<*mut u8> {
+        let entry = self.tlb.entry(linear);
+        (entry.write == Entry::tag_of_last::<T>(linear)).then(|| entry.host(linear))
+    }
+
+    /// Host address of `linear` if an access to `size` bytes there needs nothing else.
+    #[inline]
+    pub fn fast_span(&self, linear: u64, size: u64, access: Access) -> Option<*mut u8> {
+        let entry = self.tlb.entry(linear);
+        let tag = if access.is_write() {
+            entry.write
+        } else {
+            entry.read
+        };
+        let last = linear.wrapping_add(size.wrapping_sub(1)) & !(PAGE_SIZE - 1);
+        (tag == last).then(|| entry.host(linear))
+    }
+
+    /// Chooses the TLB's set for data accesses of the program as `cpu` stands.
+    pub fn select(&mut self, cpu: &CpuState) {
+        // Alignment checks and data breakpoints need to see every access.
+        let set = if alignment_checked(cpu) || debug::any_active(cpu) {
+            Set::Never
+        } else {
+            set_of(cpu, Access::Read)
+        };
+        self.tlb.select(set);
+    }
+
+    /// Drops translations.
+    pub fn flush(&mut self, what: Flush) {
+        match what {
+            Flush::None => return,
+            Flush::Address { linear, .. } => self.tlb.flush_address(linear),
+            Flush::Pcid(_) | Flush::NonGlobal => self.tlb.flush_non_global(),
+            Flush::All => self.tlb.flush_all(),
+        }
+        self.epoch += 1;
+    }
+
+    /// Drops fast paths for writes to page `page` of RAM; tells whether there was one.
+    pub fn protect(&mut self, page: usize) -> bool {
+        let host = self.base.wrapping_add(page * PAGE_SIZE as usize);
+        self.tlb.drop_writes(host)
+    }
+
+    /// The page from which the instruction at `linear` is fetched.
+    pub fn code_page(&mut self, cpu: &CpuState, linear: u64) -> Result<CodePage, Exception> {
+        let linear = self.wrap(cpu, linear);
+        if cpu.long_mode() && !is_canonical(linear) {
+            return Err(Exception::general_protection(0));
+        }
+        Ok(match self.resolve(cpu, linear, Access::Fetch)? {
+            Target::Ram(host) => CodePage::Ram(self.page_of(host)),
+            Target::Device(gpa) => CodePage::Device(gpa),
+        })
+    }
+
+    /// Reads code for the decoder: from RAM, or from what is not.
+    pub fn read_code(&self, page: CodePage, offset: u64, bytes: &mut [u8]) {
+        match page {
+            CodePage::Ram(page) => {
+                let host = self
+                    .base
+                    .wrapping_add(page * PAGE_SIZE as usize + offset as usize);
+                // SAFETY: the page lies within the mapping, and the caller stays within the page.
+                unsafe { crate::host::copy(bytes.as_mut_ptr(), host, bytes.len()) };
+            }
+            CodePage::Device(gpa) => {
+                let mut at = gpa.page().wrapping_add(offset);
+                for part in bytes.chunks_mut(LONGEST) {
+                    self.board.mmio_read(self.id, at, part);
+                    at = at.wrapping_add(part.len() as u64);
+                }
+            }
+        }
+    }
+
+    fn page_of(&self, host: *mut u8) -> usize {
+        (host as usize - self.base as usize) / PAGE_SIZE as usize
+    }
+
+    /// Linear addresses have 32 bits outside long mode.
+    fn wrap(&self, cpu: &CpuState, linear: u64) -> u64 {
+        if cpu.long_mode() {
+            linear
+        } else {
+            linear & 0xffff_ffff
+        }
+    }
+
+    /// Translates for an access within one page and fills the TLB.
+    fn resolve(
+        &mut self,
+        cpu: &CpuState,
+        linear: u64,
+        access: Access,
+    ) -> Result<Target, Exception> {
+        let set = set_of(cpu, access);
+        let entry = self.tlb.entry_in(set, linear);
+        let tag = match access {
+            Access::Read | Access::SystemRead => entry.read,
+            Access::Write | Access::SystemWrite => entry.write,
+            Access::Fetch => entry.fetch,
+        };
+        if tag == linear & !(PAGE_SIZE - 1) {
+            return Ok(Target::Ram(entry.host(linear)));
+        }
+        self.misses += 1;
+        let user = cpu.cpl == 3 && !access.is_implicit_supervisor();
+        let found = translate(cpu, &self.memory, linear, access, user)?;
+        let Some(host) = self.memory.host(found.gpa) else {
+            return Ok(Target::Device(found.gpa));
+        };
+        let host = host.as_ptr();
+        let writable = (found.writable || access.is_write())
+            && !self.memory.code().is_code(self.page_of(host));
+        self.tlb.fill(set, linear, host, access, writable, &found);
+        Ok(Target::Ram(host))
+    }
+
+    /// Checks an access as a whole and translates its (at most two) parts: host or device, and the first part's length.
+    fn resolve_range(
+        &mut self,
+        cpu: &CpuState,
+        linear: u64,
+        size: usize,
+        access: Access,
+    ) -> Result<(Target, usize, Option<Target>), Exception> {
+        let linear = self.wrap(cpu, linear);
+        let last = self.wrap(cpu, linear.wrapping_add(size as u64 - 1));
+        if cpu.long_mode() && !(is_canonical(linear) && is_canonical(last)) {
+            self.noncanonical = true;
+            return Err(Exception::general_protection(0));
+        }
+        if debug::any_active(cpu) && !access.is_implicit_supervisor() {
+            self.breakpoints |=
+                debug::data_breakpoint(cpu, linear, size as u64, access.is_write()).unwrap_or(0);
+        }
+        let first = self.resolve(cpu, linear, access)?;
+        let room = (PAGE_SIZE - linear % PAGE_SIZE) as usize;
+        if size <= room {
+            return Ok((first, size, None));
+        }
+        let second = self.resolve(cpu, last & !(PAGE_SIZE - 1), access)?;
+        Ok((first, room, Some(second)))
+    }
+
+    /// #AC if the access must be aligned and is not.
+    pub fn check_alignment(&self, cpu: &CpuState, linear: u64, size: u64) -> Result<(), Exception> {
+        if size > 1 && alignment_checked(cpu) && !linear.is_multiple_of(size) {
+            return Err(Exception::alignment_check());
+        }
+        Ok(())
+    }
+
+    fn read_target(&self, target: Target, bytes: &mut [u8]) {
+        match target {
+            // SAFETY: `resolve_range` gave a host address of guest RAM and a length that stays within its page.
+            Target::Ram(host) => unsafe {
+                crate::host::copy(bytes.as_mut_ptr(), host, bytes.len());
+            },
+            Target::Device(gpa) => {
+                let mut at = gpa;
+                for part in bytes.chunks_mut(LONGEST) {
+                    self.board.mmio_read(self.id, at, part);
+                    at = at.wrapping_add(part.len() as u64);
+                }
+            }
+        }
+    }
+
+    fn write_target(&mut self, target: Target, bytes: &[u8]) {
+        match target {
+            Target::Ram(host) => {
+                // SAFETY: as in `read_target`.
+                unsafe { crate::host::copy(host, bytes.as_ptr(), bytes.len()) };
+                self.written(host);
+            }
+            Target::Device(gpa) => {
+                let mut at = gpa;
+                for part in bytes.chunks(LONGEST) {
+                    self.board.mmio_write(self.id, at, part);
+                    at = at.wrapping_add(part.len() as u64);
+                }
+            }
+        }
+    }
+
+    /// Notes that RAM at `host` was written to outside the fast path.
+    pub fn written(&mut self, host: *mut u8) {
+        if self.memory.code().changed(self.page_of(host)) {
+            self.disturbed = true;
+            self.invalidations += 1;
+        }
+    }
+
+    /// Reads any number of bytes that lie in at most two pages.
+    ///
+    /// # Errors
+    /// The exception to deliver.
+    pub fn read_bytes(
+        &mut self,
+        cpu: &CpuState,
+        linear: u64,
+        bytes: &mut [u8],
+        access: Access,
+    ) -> Result<(), Exception> {
+        let (first, room, second) = self.resolve_range(cpu, linear, bytes.len(), access)?;
+        let (head, tail) = bytes.split_at_mut(room);
+        self.read_target(first, head);
+        if let Some(second) = second {
+            self.read_target(second, tail);
+        }
+        Ok(())
+    }
+
+    /// Writes any number of bytes that lie in at most two pages.
+    ///
+    /// # Errors
+    /// The exception to deliver; then nothing was written.
+    pub fn write_bytes(
+        &mut self,
+        cpu: &CpuState,
+        linear: u64,
+        bytes: &[u8],
+        access: Access,
+    ) -> Result<(), Exception> {
+        let (first, room, second) = self.resolve_range(cpu, linear, bytes.len(), access)?;
+        let (head, tail) = bytes.split_at(room);
+        self.write_target(first, head);
+        if let Some(second) = second {
+            self.write_target(second, tail);
+        }
+        Ok(())
+    }
+
+    /// Host address of `size` bytes, if they are RAM and contiguous on the host. Whoever writes there says so by
+    /// [`written`](Self::written).
+    ///
+    /// # Errors
+    /// The exception to deliver.
+    pub fn host_range(
+        &mut self,
+        cpu: &CpuState,
+        linear: u64,
+        size: usize,
+        access: Access,
+    ) -> Result<Option<*mut u8>, Exception> {
+        Ok(match self.resolve_range(cpu, linear, size, access)? {
+            (Target::Ram(host), _, None) => Some(host),
+            (Target::Ram(first), room, Some(Target::Ram(second)))
+                if first.wrapping_add(room) == second =>
+            {
+                Some(first)
+            }
+            _ => None,
+        })
+    }
+
+    /// Loads a `T` when the fast path missed.
+    ///
+    /// # Errors
+    /// The exception to deliver.
+    pub fn load_word<T: Word>(
+        &mut self,
+        cpu: &CpuState,
+        linear: u64,
+        access: Access,
+    ) -> Result<T, Exception> {
+        if !access.is_implicit_supervisor() {
+            self.check_alignment(cpu, linear, T::BYTES)?;
+        }
+        let size = T::BYTES as usize;
+        if let (Target::Ram(host), _, None) = self.resolve_range(cpu, linear, size, access)? {
+            // SAFETY: `resolve_range` gave a host address of guest RAM, and the access stays within its page.
+            return Ok(unsafe { T::load(host) });
+        }
+        let mut bytes = [0; 8];
+        self.read_bytes(cpu, linear, &mut bytes[..size], access)?;
+        Ok(T::truncate(u64::from_le_bytes(bytes)))
+    }
+
+    /// Stores a `T` when the fast path missed.
+    ///
+    /// # Errors
+    /// The exception to deliver; then nothing was written.
+    pub fn store_word<T: Word>(
+        &mut self,
+        cpu: &CpuState,
+        linear: u64,
+        value: T,
+        access: Access,
+    ) -> Result<(), Exception> {
+        if !access.is_implicit_supervisor() {
+            self.check_alignment(cpu, linear, T::BYTES)?;
+        }
+        let size = T::BYTES as usize;
+        if let (Target::Ram(host), _, None) = self.resolve_range(cpu, linear, size, access)? {
+            // SAFETY: as in `load_word`.
+            unsafe { T::store(host, value) };
+            self.written(host);
+            return Ok(());
+        }
+        self.write_bytes(cpu, linear, &value.extend().to_le_bytes()[..size], access)
+    }
+}
+
+/// Whether accesses of the program must be aligned. SDM 3A, 6.15, interrupt 17.
+fn alignment_checked(cpu: &CpuState) -> bool {
+    cpu.cpl == 3 && cpu.rflags & rflags::AC != 0 && cpu.cr0 & cr0::AM != 0
+}
+
+/// The TLB's set for an access: translations are cached by the rights that they were made with.
+fn set_of(cpu: &CpuState, access: Access) -> Set {
+    if access.is_implicit_supervisor() {
+        Set::Supervisor
+    } else if cpu.cpl == 3 {
+        Set::User
+    } else if cpu.rflags & rflags::AC != 0 {
+        Set::SupervisorAc
+    } else {
+        Set::Supervisor
+    }
+}
+
+impl LinearMemory for Mmu {
+    fn load(
+        &mut self,
+        cpu: &CpuState,
+        linear: u64,
+        size: u8,
+        access: Access,
+    ) -> Result<u64, Exception> {
+        Ok(match size {
+            1 => self.load_word::<u8>(cpu, linear, access)?.extend(),
+            2 => self.load_word::<u16>(cpu, linear, access)?.extend(),
+            4 => self.load_word::<u32>(cpu, linear, access)?.extend(),
+            _ => self.load_word::<u64>(cpu, linear, access)?,
+        })
+    }
+
+    fn store(
+        &mut self,
+        cpu: &CpuState,
+        linear: u64,
+        size: u8,
+        value: u64,
+        access: Access,
+    ) -> Result<(), Exception> {
+        match size {
+            1 => self.store_word(cpu, linear, value as u8, access),
+            2 => self.store_word(cpu, linear, value as u16, access),
+            4 => self.store_word(cpu, linear, value as u32, access),
+            _ => self.store_word(cpu, linear, value, access),
+        }
+    }
+
+    fn probe(
+        &mut self,
+        cpu: &CpuState,
+        linear: u64,
+        size: u32,
+        access: Access,
+    ) -> Result<(), Exception> {
+        let mut done = 0;
+        while done < size {
+            let part = (size - done).min(PAGE_SIZE as u32);
+            let at = linear.wrapping_add(u64::from(done));
+            self.resolve_range(cpu, at, part as usize, access)?;
+            done += part;
+        }
+        Ok(())
+    }
+
+    fn address_space_changed(&mut self, cpu: &mut CpuState) -> Result<(), Exception> {
+        self.flush(Flush::NonGlobal);
+        if PagingMode::of(cpu) == PagingMode::Pae {
+            cpu.pdpte = load_pdptes(cpu, &self.memory)?;
+        }
+        Ok(())
+    }
+}

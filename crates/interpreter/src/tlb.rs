@@ -1,0 +1,304 @@
+//! The software TLB: a direct-mapped table of page translations per set of rights.
+//!
+//! Translations made with different rights live in different sets, so a change of privilege level or of AC flushes
+//! nothing. Large pages are entered by their 4 KiB parts.
+
+use crate::host::Word;
+use belljar_memory::PAGE_SIZE;
+use belljar_x86::Access;
+use belljar_x86::paging::Translation;
+
+/// Entries of each set.
+const SIZE: usize = 1024;
+const SETS: usize = 4;
+const OFFSET_MASK: u64 = PAGE_SIZE - 1;
+/// A tag that no page has.
+const INVALID: u64 = 1;
+
+/// Which rights translations were made with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Set {
+    /// Supervisor with AC clear, and implicit supervisor accesses.
+    Supervisor,
+    /// Supervisor with AC set: SMAP does not apply.
+    SupervisorAc,
+    /// User.
+    User,
+    /// Never filled: every access takes the slow path.
+    Never,
+}
+
+/// One translation.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(32))]
+pub struct Entry {
+    /// Linear address of the page if reads are allowed.
+    pub read: u64,
+    /// Linear address of the page if writes are allowed and need no notice.
+    pub write: u64,
+    /// Linear address of the page if fetches are allowed.
+    pub fetch: u64,
+    /// What turns a linear into a host address when added.
+    addend: usize,
+}
+
+impl Entry {
+    const EMPTY: Self = Self {
+        read: INVALID,
+        write: INVALID,
+        fetch: INVALID,
+        addend: 0,
+    };
+
+    /// The tag that matches if a `T` at `linear` lies within the page: that of its last byte.
+    #[inline(always)]
+    pub const fn tag_of_last<T: Word>(linear: u64) -> u64 {
+        linear.wrapping_add(T::BYTES - 1) & !OFFSET_MASK
+    }
+
+    /// Host address of `linear`, which must lie in the page.
+    #[inline(always)]
+    pub const fn host(&self, linear: u64) -> *mut u8 {
+        (linear as usize).wrapping_add(self.addend) as *mut u8
+    }
+
+    fn holds(&self, page: u64) -> bool {
+        self.read == page || self.write == page || self.fetch == page
+    }
+}
+
+/// The software TLB of one vCPU.
+#[derive(Debug)]
+pub struct Tlb {
+    entries: Box<[Entry; SIZE * SETS]>,
+    /// Where the chosen set begins.
+    chosen: usize,
+    /// Filled since they were last dropped, by kind: flushes touch these alone.
+    global: Vec<u16>,
+    non_global: Vec<u16>,
+    /// 2 MiB ranges (modulo 64) of which parts of large pages are cached.
+    large: u64,
+    /// Whether parts of pages larger than 4 MiB are cached.
+    huge: bool,
+}
+
+impl Tlb {
+    /// An empty TLB.
+    pub fn new() -> Self {
+        let entries: Box<[Entry]> = vec![Entry::EMPTY; SIZE * SETS].into();
+        Self {
+            entries: entries
+                .try_into()
+                .expect("the vector was made with this length"),
+            chosen: 0,
+            global: Vec::new(),
+            non_global: Vec::new(),
+            large: 0,
+            huge: false,
+        }
+    }
+
+    /// Chooses the set that [`entry`](Self::entry) looks into.
+    pub fn select(&mut self, set: Set) {
+        self.chosen = set as usize * SIZE;
+    }
+
+    #[inline(always)]
+    const fn slot(linear: u64) -> usize {
+        (linear / PAGE_SIZE) as usize % SIZE
+    }
+
+    /// The only entry of the chosen set that may hold `linear`.
+    #[inline(always)]
+    pub fn entry(&self, linear: u64) -> &Entry {
+        &self.entries[(self.chosen + Self::slot(linear)) % (SIZE * SETS)]
+    }
+
+    /// The only entry of `set` that may hold `linear`.
+    #[inline]
+    pub fn entry_in(&self, set: Set, linear: u64) -> &Entry {
+        &self.entries[set as usize * SIZE + Self::slot(linear)]
+    }
+
+    /// Enters a translation: `host` is the address of `linear` itself.
+    pub fn fill(
+        &mut self,
+        set: Set,
+        linear: u64,
+        host: *mut u8,
+        access: Access,
+        writable: bool,
+        found: &Translation,
+    ) {
+        let page = linear & !OFFSET_MASK;
+        let addend = (host as usize).wrapping_sub(linear as usize);
+        let index = set as usize * SIZE + Self::slot(linear);
+        let entry = &mut self.entries[index];
+        if !entry.holds(page) || entry.addend != addend {
+            *entry = Entry {
+                addend,
+                ..Entry::EMPTY
+            };
+        }
+        if access == Access::Fetch {
+            entry.fetch = page;
+        } else {
+            entry.read = page;
+            if writable {
+                entry.write = page;
+            }
+        }
+        if found.global {
+            self.global.push(index as u16);
+        } else {
+            self.non_global.push(index as u16);
+        }
+        if found.page_size > PAGE_SIZE {
+            self.large |= 1 << (linear >> 21 & 63);
+            // A 4 MiB page covers two ranges of 2 MiB.
+            self.large |= 1 << ((linear ^ found.page_size.min(4 << 20) >> 1) >> 21 & 63);
+            self.huge |= found.page_size > 4 << 20;
+        }
+        if self.global.len() + self.non_global.len() >= 16 * SIZE {
+            self.forget_duplicates();
+        }
+    }
+
+    /// The lists of filled entries grow with every fill: an entry is named as often as it was filled.
+    fn forget_duplicates(&mut self) {
+        for list in [&mut self.global, &mut self.non_global] {
+            list.sort_unstable();
+            list.dedup();
+        }
+    }
+
+    /// Drops everything.
+    pub fn flush_all(&mut self) {
+        for index in self.global.drain(..).chain(self.non_global.drain(..)) {
+            self.entries[usize::from(index)] = Entry::EMPTY;
+        }
+        self.large = 0;
+        self.huge = false;
+    }
+
+    /// Drops everything but global translations.
+    pub fn flush_non_global(&mut self) {
+        for index in self.non_global.drain(..) {
+            self.entries[usize::from(index)] = Entry::EMPTY;
+        }
+    }
+
+    /// Drops the translation of one address; of a large page, that of every part. SDM 3A, 4.10.4.1.
+    pub fn flush_address(&mut self, linear: u64) {
+        if self.huge {
+            return self.flush_all();
+        }
+        if self.large >> (linear >> 21 & 63) & 1 != 0 {
+            let (start, end) = (linear & !(4 << 20), linear | ((4 << 20) - 1));
+            let start = start & !((4 << 20) - 1);
+            for entry in self.entries.iter_mut() {
+                if [entry.read, entry.write, entry.fetch]
+                    .iter()
+                    .any(|tag| *tag != INVALID && (start..=end).contains(tag))
+                {
+                    *entry = Entry::EMPTY;
+                }
+            }
+            return;
+        }
+        let page = linear & !OFFSET_MASK;
+        for set in 0..SETS {
+            let entry = &mut self.entries[set * SIZE + Self::slot(linear)];
+            if entry.holds(page) {
+                *entry = Entry::EMPTY;
+            }
+        }
+    }
+
+    /// Drops the right to write to the page at `host` through the fast path; tells whether there was one.
+    pub fn drop_writes(&mut self, host: *mut u8) -> bool {
+        let mut any = false;
+        for entry in self.entries.iter_mut() {
+            if entry.write != INVALID && entry.host(entry.write) == host {
+                entry.write = INVALID;
+                any = true;
+            }
+        }
+        any
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use belljar_memory::GuestPhysAddr;
+
+    fn translation(page_size: u64, global: bool) -> Translation {
+        Translation {
+            gpa: GuestPhysAddr(0),
+            page_size,
+            writable: true,
+            dirty: true,
+            user: false,
+            executable: true,
+            global,
+        }
+    }
+
+    fn fill(tlb: &mut Tlb, linear: u64, page_size: u64, global: bool) {
+        let host = (0x7f00_0000_0000 + linear) as *mut u8;
+        let found = translation(page_size, global);
+        tlb.fill(Set::Supervisor, linear, host, Access::Read, true, &found);
+    }
+
+    fn holds(tlb: &Tlb, linear: u64) -> bool {
+        tlb.entry_in(Set::Supervisor, linear).read == linear & !OFFSET_MASK
+    }
+
+    #[test]
+    fn an_access_that_leaves_the_page_does_not_match() {
+        let mut tlb = Tlb::new();
+        fill(&mut tlb, 0x5000, PAGE_SIZE, false);
+        let entry = tlb.entry(0x5ffd);
+        assert_eq!(entry.read, Entry::tag_of_last::<u16>(0x5ffd));
+        assert_ne!(entry.read, Entry::tag_of_last::<u32>(0x5ffd));
+    }
+
+    #[test]
+    fn a_flush_of_the_address_space_keeps_global_pages() {
+        let mut tlb = Tlb::new();
+        fill(&mut tlb, 0x5000, PAGE_SIZE, false);
+        fill(&mut tlb, 0x6000, PAGE_SIZE, true);
+        tlb.flush_non_global();
+        assert!(!holds(&tlb, 0x5000));
+        assert!(holds(&tlb, 0x6000));
+        tlb.flush_all();
+        assert!(!holds(&tlb, 0x6000));
+    }
+
+    #[test]
+    fn an_address_in_a_large_page_drops_all_its_parts() {
+        for size in [2 << 20, 4 << 20, 1 << 30] {
+            let mut tlb = Tlb::new();
+            fill(&mut tlb, 0x4000_0000, size, true);
+            fill(&mut tlb, 0x4000_3000, size, true);
+            tlb.flush_address(0x4000_3008);
+            assert!(!holds(&tlb, 0x4000_0000), "{size:#x}");
+            assert!(!holds(&tlb, 0x4000_3000), "{size:#x}");
+        }
+    }
+
+    #[test]
+    fn dropping_writes_finds_every_alias() {
+        let mut tlb = Tlb::new();
+        let host = 0x7f00_0000_1000 as *mut u8;
+        let found = translation(PAGE_SIZE, false);
+        for linear in [0x1000, 0xffff_8000_0000_7000] {
+            tlb.fill(Set::User, linear, host, Access::Write, true, &found);
+        }
+        assert!(tlb.drop_writes(host));
+        assert!(!tlb.drop_writes(host));
+        assert_eq!(tlb.entry_in(Set::User, 0x1000).write, INVALID);
+        assert_eq!(tlb.entry_in(Set::User, 0x1000).read, 0x1000);
+    }
+}

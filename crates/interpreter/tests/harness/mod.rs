@@ -1,0 +1,230 @@
+//! A machine without devices around one vCPU.
+
+#![allow(dead_code)]
+
+use belljar_clock::{Entropy, ManualClock};
+use belljar_engine::{Attention, Board, Engine, Exit, MsrRefused, Vcpu, VcpuId, VcpuSetup};
+use belljar_interpreter::Interpreter;
+use belljar_memory::{GuestMemory, GuestPhysAddr};
+use belljar_x86::bits::{cr0, cr4, efer, xstate};
+use belljar_x86::cpuid::{CpuidConfig, CpuidModel};
+use belljar_x86::{CpuState, Gpr, Seg, Segment};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// Where code is put.
+pub const CODE: u64 = 0x10_0000;
+/// Where data lies: 64 KiB.
+pub const DATA: u64 = 0x20_0000;
+/// The top of the stack.
+pub const STACK: u64 = 0x30_0000;
+/// The interrupt descriptor table.
+pub const IDT: u64 = 0x8000;
+/// The global descriptor table.
+pub const GDT: u64 = 0x9000;
+/// The page tables.
+pub const TABLES: u64 = 0x1_0000;
+/// Where the handler of vector n lies: each stops the machine.
+pub const HANDLERS: u64 = 0xa000;
+
+const KERNEL_CODE: u16 = 0x08;
+const KERNEL_DATA: u16 = 0x10;
+
+/// A board that remembers what was written to it.
+#[derive(Debug, Default)]
+pub struct TestBoard {
+    pub writes: Mutex<Vec<(u64, Vec<u8>)>>,
+    pub vector: AtomicU32,
+}
+
+impl Board for TestBoard {
+    fn port_read(&self, _: VcpuId, port: u16, _: u8) -> u32 {
+        u32::from(port)
+    }
+
+    fn port_write(&self, _: VcpuId, port: u16, size: u8, value: u32) {
+        let data = value.to_le_bytes()[..usize::from(size)].to_vec();
+        self.writes.lock().unwrap().push((u64::from(port), data));
+    }
+
+    fn mmio_read(&self, _: VcpuId, at: GuestPhysAddr, data: &mut [u8]) {
+        for (n, byte) in data.iter_mut().enumerate() {
+            *byte = (at.0 as u8).wrapping_add(n as u8);
+        }
+    }
+
+    fn mmio_write(&self, _: VcpuId, at: GuestPhysAddr, data: &[u8]) {
+        self.writes.lock().unwrap().push((at.0, data.to_vec()));
+    }
+
+    fn msr_read(&self, _: VcpuId, _: u32) -> Result<u64, MsrRefused> {
+        Err(MsrRefused)
+    }
+
+    fn msr_write(&self, _: VcpuId, _: u32, _: u64, _: &CpuState) -> Result<(), MsrRefused> {
+        Err(MsrRefused)
+    }
+
+    fn task_priority(&self, _: VcpuId) -> u8 {
+        0
+    }
+
+    fn set_task_priority(&self, _: VcpuId, _: u8) {}
+
+    fn acknowledge_interrupt(&self, _: VcpuId) -> Option<u8> {
+        match self.vector.swap(0, Ordering::SeqCst) {
+            0 => None,
+            vector => Some(vector as u8),
+        }
+    }
+
+    fn relax(&self, _: VcpuId) {}
+}
+
+#[derive(Debug)]
+struct NoEntropy;
+
+impl Entropy for NoEntropy {
+    fn fill(&self, out: &mut [u8]) {
+        out.fill(4);
+    }
+}
+
+/// One vCPU and what surrounds it.
+pub struct Machine {
+    pub memory: GuestMemory,
+    pub board: Arc<TestBoard>,
+    pub attention: Arc<[Attention]>,
+    pub vcpu: Box<dyn Vcpu>,
+    pub model: Arc<CpuidModel>,
+}
+
+fn segment(selector: u16, rights: u16) -> Segment {
+    Segment {
+        selector,
+        rights,
+        limit: u32::MAX,
+        base: 0,
+        usable: true,
+    }
+}
+
+/// A processor in 64-bit mode at CPL 0, with an identity mapping of the first GiB by 2 MiB pages.
+pub fn state64() -> CpuState {
+    let mut cpu = CpuState::reset(0);
+    let present = Segment::PRESENT | Segment::S | Segment::WRITABLE | Segment::ACCESSED;
+    cpu.segments = [segment(KERNEL_DATA, present | Segment::BIG | Segment::GRANULARITY); 6];
+    cpu.segments[Seg::Cs as usize] = segment(
+        KERNEL_CODE,
+        present | Segment::CODE | Segment::LONG | Segment::GRANULARITY,
+    );
+    cpu.cr0 = cr0::PE | cr0::PG | cr0::WP | cr0::NE | cr0::ET | cr0::MP;
+    cpu.cr4 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE;
+    cpu.xcr0 = xstate::X87 | xstate::SSE | xstate::AVX;
+    cpu.efer = efer::LME | efer::LMA | efer::NXE | efer::SCE;
+    cpu.cr3 = TABLES;
+    cpu.gdtr.base = GDT;
+    cpu.gdtr.limit = 0x2f;
+    cpu.idtr.base = IDT;
+    cpu.idtr.limit = 0xfff;
+    cpu.rip = CODE;
+    cpu.gpr[Gpr::Rsp as usize] = STACK;
+    cpu.vector.x87 = belljar_x86::state::X87::default();
+    cpu
+}
+
+fn write_u64(memory: &GuestMemory, at: u64, value: u64) {
+    memory
+        .write(GuestPhysAddr(at), &value.to_le_bytes())
+        .unwrap();
+}
+
+/// Page tables, GDT and IDT for [`state64`]. Every handler halts.
+fn furnish(memory: &GuestMemory) {
+    write_u64(memory, TABLES, (TABLES + 0x1000) | 7);
+    write_u64(memory, TABLES + 0x1000, (TABLES + 0x2000) | 7);
+    for n in 0..512 {
+        write_u64(memory, TABLES + 0x2000 + n * 8, n << 21 | 0x87);
+    }
+    write_u64(memory, GDT + 8, 0x00af_9b00_0000_ffff);
+    write_u64(memory, GDT + 0x10, 0x00cf_9300_0000_ffff);
+    for vector in 0..256 {
+        let handler = HANDLERS + vector * 16;
+        let low =
+            handler & 0xffff | u64::from(KERNEL_CODE) << 16 | 0xee00 << 32 | handler >> 16 << 48;
+        write_u64(memory, IDT + vector * 16, low);
+        write_u64(memory, IDT + vector * 16 + 8, handler >> 32);
+        memory.write(GuestPhysAddr(handler), &[0xf4]).unwrap();
+    }
+}
+
+impl Machine {
+    /// A machine that will run `code` in the state `cpu`.
+    pub fn with_state(code: &[u8], cpu: CpuState) -> Self {
+        let memory = GuestMemory::new(64 << 20).unwrap();
+        furnish(&memory);
+        memory.write(GuestPhysAddr(CODE), code).unwrap();
+        let board = Arc::new(TestBoard::default());
+        let attention: Arc<[Attention]> = [Attention::new()].into();
+        let model = Arc::new(CpuidModel::new(&CpuidConfig {
+            cpus: 1,
+            tsc_hz: 1_000_000_000,
+            avx512: false,
+        }));
+        let vcpu = Interpreter::new()
+            .create_vcpu(VcpuSetup {
+                id: 0,
+                memory: memory.clone(),
+                board: board.clone(),
+                attention: attention.clone(),
+                cpuid: model.clone(),
+                clock: Arc::new(ManualClock::default()),
+                entropy: Arc::new(NoEntropy),
+                state: cpu,
+            })
+            .unwrap();
+        Self {
+            memory,
+            board,
+            attention,
+            vcpu,
+            model,
+        }
+    }
+
+    /// A machine that will run `code` in 64-bit mode.
+    pub fn new(code: &[u8]) -> Self {
+        Self::with_state(code, state64())
+    }
+
+    /// Runs to HLT, but no more than a million instructions.
+    pub fn run(&mut self) -> &CpuState {
+        assert_eq!(
+            self.vcpu.run(Some(1_000_000)),
+            Exit::Halted,
+            "{:x?}",
+            self.vcpu.state()
+        );
+        self.vcpu.state()
+    }
+
+    /// The vector whose handler halted the processor, if it is one.
+    pub fn vector(&mut self) -> Option<u64> {
+        let rip = self.vcpu.state().rip.wrapping_sub(HANDLERS);
+        (rip < 0x1000).then_some(rip / 16)
+    }
+
+    /// A 64-bit word of memory.
+    pub fn word(&self, at: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.memory.read(GuestPhysAddr(at), &mut bytes).unwrap();
+        u64::from_le_bytes(bytes)
+    }
+}
+
+/// Assembles 64-bit code at [`CODE`].
+pub fn assemble(write: impl FnOnce(&mut iced_x86::code_asm::CodeAssembler)) -> Vec<u8> {
+    let mut assembler = iced_x86::code_asm::CodeAssembler::new(64).unwrap();
+    write(&mut assembler);
+    assembler.assemble(CODE).unwrap()
+}
