@@ -1,6 +1,7 @@
-//! ACPI's fixed hardware: power-management events, the sleep control, the power-management timer and an empty block of
-//! general-purpose events. ACPI specification 6.5, 4.8.3 and 4.8.4. And the two other fixed ports of a chipset: the reset
-//! control register, and the port of firmware's progress codes.
+//! ACPI's fixed hardware: power-management events, the sleep control, the power-management timer
+//! and an empty block of general-purpose events. ACPI specification 6.5, 4.8.3 and 4.8.4. And the
+//! two other fixed ports of a chipset: the reset control register, and the port of firmware's
+//! progress codes.
 
 use crate::bus::{Device, read_bytes, write_bytes};
 use crate::control::{MachineControl, PowerEvent};
@@ -66,8 +67,8 @@ pub struct AcpiPm {
 }
 
 impl AcpiPm {
-    /// The hardware after reset. It is in ACPI mode from the start: there is no firmware to switch it (a FADT without an
-    /// SMI command port says so).
+    /// The hardware after reset. It is in ACPI mode from the start: there is no firmware to switch
+    /// it (a FADT without an SMI command port says so).
     pub fn new(
         sci: IrqLine,
         machine: Arc<dyn MachineControl>,
@@ -280,7 +281,8 @@ impl Device for ResetControl {
     }
 }
 
-/// The port of firmware's progress codes, 80h, which kernels write to for a short delay. It swallows what is written.
+/// The port of firmware's progress codes, 80h, which kernels write to for a short delay. It
+/// swallows what is written.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Post;
 

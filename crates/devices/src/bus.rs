@@ -4,8 +4,8 @@ use crate::layout::Place;
 use std::sync::{Arc, Mutex, PoisonError};
 use thiserror::Error;
 
-/// A device's registers. Accesses are 1 to 64 bytes, lie whole within one of the device's ranges, and may be anything:
-/// the guest makes them.
+/// A device's registers. Accesses are 1 to 64 bytes, lie whole within one of the device's ranges,
+/// and may be anything: the guest makes them.
 pub trait Device: Send {
     /// Reads the registers from `offset` on.
     fn read(&mut self, offset: u64, data: &mut [u8]);
@@ -42,7 +42,7 @@ impl<D: Device + ?Sized> SharedDevice for Mutex<D> {
 pub enum BusError {
     /// Another device answers there.
     #[error(
-        "the {len} bytes at {start:#x} overlap the {other_len} bytes of another device at {other:#x}"
+        "the {len} bytes at {start:#x} overlap another device's {other_len} bytes at {other:#x}"
     )]
     Overlap {
         /// First address wanted.
@@ -75,8 +75,8 @@ struct Entry {
     device: Arc<dyn SharedDevice>,
 }
 
-/// An address space of devices: one for ports, one for physical memory. It is built once and then only read, so accesses
-/// take no lock but the device's own.
+/// An address space of devices: one for ports, one for physical memory. It is built once and then
+/// only read, so accesses take no lock but the device's own.
 #[derive(Clone, Default)]
 pub struct Bus {
     /// Sorted by address; no two overlap.
@@ -146,8 +146,9 @@ impl Bus {
         self.find(address).filter(|e| last <= e.last)
     }
 
-    /// Reads `data.len()` bytes at `address`. An access that does not lie whole within one range is split into bytes,
-    /// as a PC splits accesses wider than a device; bytes where no device is read as all ones.
+    /// Reads `data.len()` bytes at `address`. An access that does not lie whole within one range is
+    /// split into bytes, as a PC splits accesses wider than a device; bytes where no device is read
+    /// as all ones.
     pub fn read(&self, address: u64, data: &mut [u8]) {
         if let Some(entry) = self.find_whole(address, data.len()) {
             entry.device.read(address - entry.base, data);
@@ -163,7 +164,8 @@ impl Bus {
         }
     }
 
-    /// Writes `data` at `address`, split as in [`read`](Self::read); bytes where no device is are lost.
+    /// Writes `data` at `address`, split as in [`read`](Self::read); bytes where no device is are
+    /// lost.
     pub fn write(&self, address: u64, data: &[u8]) {
         if let Some(entry) = self.find_whole(address, data.len()) {
             entry.device.write(address - entry.base, data);

@@ -13,8 +13,8 @@ pub enum PowerEvent {
 
 /// The machine, as devices see it.
 pub trait MachineControl: Send + Sync + std::fmt::Debug {
-    /// Notes `event`, to be done soon after. It is called on a vCPU's thread with a device's lock held, so it must not
-    /// wait, and not call into devices.
+    /// Notes `event`, to be done soon after. It is called on a vCPU's thread with a device's lock
+    /// held, so it must not wait, and not call into devices.
     fn request(&self, event: PowerEvent);
 }
 

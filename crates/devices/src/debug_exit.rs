@@ -4,7 +4,8 @@ use crate::bus::Device;
 use crate::control::{MachineControl, PowerEvent};
 use std::sync::Arc;
 
-/// A port that ends the VMM's process with status `(value << 1) | 1` when `value` is written to it. It holds no state.
+/// A port that ends the VMM's process with status `(value << 1) | 1` when `value` is written to it.
+/// It holds no state.
 #[derive(Clone, Debug)]
 pub struct DebugExit {
     control: Arc<dyn MachineControl>,

@@ -1,7 +1,9 @@
-//! The keyboard controller (Intel 8042) of a PC to which no keyboard and no mouse is connected, with port 92h.
+//! The keyboard controller (Intel 8042) of a PC to which no keyboard and no mouse is connected,
+//! with port 92h.
 //!
-//! Kernels find the controller, find its keyboard's silence in the way that real controllers report it (at once, as a
-//! timeout), and go on. What is left of use are its outputs: reset and the A20 gate.
+//! Kernels find the controller, find its keyboard's silence in the way that real controllers report
+//! it (at once, as a timeout), and go on. What is left of use are its outputs: reset and the A20
+//! gate.
 
 use crate::bus::{Device, read_bytes, write_bytes};
 use crate::control::{MachineControl, PowerEvent};
@@ -92,7 +94,8 @@ pub struct I8042 {
 }
 
 impl I8042 {
-    /// The controller as firmware leaves it: tested, without a keyboard, A20 open. `irq` is the keyboard's line.
+    /// The controller as firmware leaves it: tested, without a keyboard, A20 open. `irq` is the
+    /// keyboard's line.
     pub fn new(irq: IrqLine, control: Arc<dyn MachineControl>) -> Self {
         Self::restore(I8042State::new(), irq, control)
     }
@@ -225,8 +228,8 @@ impl I8042 {
                     self.control.request(PowerEvent::Reset);
                 }
             }
-            // As if the keyboard had sent it. The second port's bytes come back unmarked: that is how kernels learn
-            // that there is none.
+            // As if the keyboard had sent it. The second port's bytes come back unmarked: that is
+            // how kernels learn that there is none.
             Some(0xd2 | 0xd3) => self.put(value),
             _ => self.send_to_device(),
         }

@@ -1,13 +1,16 @@
 //! The fabric that ties the 8259As, the I/O APIC and the local APICs together, and to the vCPUs.
 //!
-//! Wiring, as on a PC: ISA line n goes to the 8259A pair's input n and to the I/O APIC's input n (line 0 to input 2); the
-//! pair's output goes to LINT0 of every processor and to the I/O APIC's input 0; the board's NMI goes to LINT1 of every
-//! processor.
+//! Wiring, as on a PC: ISA line n goes to the 8259A pair's input n and to the I/O APIC's input n
+//! (line 0 to input 2); the pair's output goes to LINT0 of every processor and to the I/O APIC's
+//! input 0; the board's NMI goes to LINT1 of every processor.
 //!
 //! # Locks
-//! In this order: a device's lock, the 8259As', the I/O APIC's, one local APIC's. No two local APICs are locked at once, and
-//! nothing is taken while one is. An access to a local APIC by its own vCPU takes that lock only, unless it sends or ends
-//! a level-triggered interrupt, which is done after the lock is released.
+//!
+//! In this order: a device's lock, the 8259As', the I/O APIC's, one local APIC's. No two local
+//! APICs are locked at once, and nothing is taken while one is but the sleepers' lock of an
+//! attention word and what the machine takes in [`TimerWake`]. An access to a local APIC by its own
+//! vCPU takes that lock only, unless it sends or ends a level-triggered interrupt, which is done
+//! after the lock is released.
 
 use crate::bus::{SharedDevice, read_bytes, write_bytes};
 use crate::ioapic::IoApic;
@@ -65,8 +68,8 @@ pub struct Interrupts {
 }
 
 impl Interrupts {
-    /// The controllers of a machine of `cpus` vCPUs after power-on. vCPU n has the APIC ID n; `attention` holds a word for
-    /// each.
+    /// The controllers of a machine of `cpus` vCPUs after power-on. vCPU n has the APIC ID n;
+    /// `attention` holds a word for each.
     pub fn new(
         cpus: u32,
         attention: Arc<[Attention]>,
@@ -133,7 +136,8 @@ impl Interrupts {
         this
     }
 
-    /// The whole state, apart from NMI, INIT and start-up messages that a vCPU has yet to take from its attention word.
+    /// The whole state, apart from NMI, INIT and start-up messages that a vCPU has yet to take from
+    /// its attention word.
     pub fn save(&self) -> InterruptsState {
         InterruptsState {
             pic: lock(&self.pic).clone(),
@@ -156,8 +160,9 @@ impl Interrupts {
         }
     }
 
-    /// Sets up what PC firmware leaves to a kernel: the 8259As initialised and masked, ACPI's interrupt level triggered,
-    /// and the bootstrap processor's virtual wire. For machines that start a kernel without firmware.
+    /// Sets up what PC firmware leaves to a kernel: the 8259As initialised and masked, ACPI's
+    /// interrupt level triggered, and the bootstrap processor's virtual wire. For machines that
+    /// start a kernel without firmware.
     pub fn firmware_handoff(&self) {
         {
             let mut pic = lock(&self.pic);
@@ -167,7 +172,8 @@ impl Interrupts {
         self.with_lapic(0, Lapic::set_virtual_wire);
     }
 
-    /// Runs `act` on a local APIC, then shows its state: to its vCPU, to accesses without a lock and to the timers.
+    /// Runs `act` on a local APIC, then shows its state: to its vCPU, to accesses without a lock
+    /// and to the timers.
     fn with_lapic<R>(&self, vcpu: usize, act: impl FnOnce(&mut Lapic) -> R) -> Option<R> {
         let (slot, attention) = (self.slots.get(vcpu)?, self.attention.get(vcpu)?);
         let mut lapic = lock(&slot.lapic);
@@ -233,7 +239,8 @@ impl Interrupts {
         }
     }
 
-    /// Delivers the message-signalled interrupt that a write of `data` to `address` is. Other writes do nothing.
+    /// Delivers the message-signalled interrupt that a write of `data` to `address` is. Other
+    /// writes do nothing.
     pub fn deliver_msi(&self, address: u64, data: u32) {
         if let Some(message) = Message::from_msi(address, data) {
             self.deliver(&message);
@@ -281,7 +288,8 @@ impl Interrupts {
         }
     }
 
-    /// Carries out what a register write of `vcpu` makes happen elsewhere. The local APIC's lock is released.
+    /// Carries out what a register write of `vcpu` makes happen elsewhere. The local APIC's lock is
+    /// released.
     fn carry_out(&self, vcpu: usize, effect: Effect) {
         match effect {
             Effect::None => {}
@@ -300,7 +308,8 @@ impl Interrupts {
         }
     }
 
-    /// Takes the vector of the interrupt to deliver to `vcpu` now; `None` if there is none (any more).
+    /// Takes the vector of the interrupt to deliver to `vcpu` now; `None` if there is none (any
+    /// more).
     pub fn acknowledge(&self, vcpu: VcpuId) -> Option<u8> {
         let index = vcpu as usize;
         let slot = self.slots.get(index)?;
@@ -337,7 +346,8 @@ impl Interrupts {
         self.with_lapic(vcpu as usize, |lapic| lapic.set_task_priority(priority));
     }
 
-    /// The register and the first byte of it that an access of `vcpu` to `at` is to; `None` if its local APIC is not there.
+    /// The register and the first byte of it that an access of `vcpu` to `at` is to; `None` if its
+    /// local APIC is not there.
     fn register(&self, vcpu: VcpuId, at: GuestPhysAddr) -> Option<(Register, usize)> {
         let page = self.slots.get(vcpu as usize)?.page.load(Ordering::Acquire);
         let offset = at.0.checked_sub(page).filter(|o| *o < PAGE_SIZE)?;
@@ -359,8 +369,9 @@ impl Interrupts {
         true
     }
 
-    /// Writes the local APIC's page if `at` lies in that of `vcpu`; else tells `false`. Only aligned writes of 32 bits
-    /// reach a register: the others are undefined (SDM 3A, 11.4.1), and here without effect.
+    /// Writes the local APIC's page if `at` lies in that of `vcpu`; else tells `false`. Only
+    /// aligned writes of 32 bits reach a register: the others are undefined (SDM 3A, 11.4.1), and
+    /// here without effect.
     pub fn mmio_write(&self, vcpu: VcpuId, at: GuestPhysAddr, data: &[u8]) -> bool {
         let Some((register, first)) = self.register(vcpu, at) else {
             return false;
@@ -389,8 +400,8 @@ impl Interrupts {
         })
     }
 
-    /// Writes one of the local APIC's MSRs. `None` if `index` is not one of them. `tsc_adjust` is what the vCPU's
-    /// time-stamp counter is ahead of the machine's.
+    /// Writes one of the local APIC's MSRs. `None` if `index` is not one of them. `tsc_adjust` is
+    /// what the vCPU's time-stamp counter is ahead of the machine's.
     pub fn msr_write(
         &self,
         vcpu: VcpuId,

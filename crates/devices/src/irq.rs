@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 /// Where interrupt lines end: the interrupt controllers.
 ///
-/// It is called with the device's lock held, and takes its own locks; it never calls back into a device.
+/// It is called with the device's lock held, and takes its own locks; it never calls back into a
+/// device.
 pub trait IrqSink: Send + Sync + std::fmt::Debug {
-    /// Sets the level of ISA interrupt line `irq`. Setting the level that the line has changes nothing.
+    /// Sets the level of ISA interrupt line `irq`. Setting the level that the line has changes
+    /// nothing.
     fn set_irq(&self, irq: u8, level: bool);
 }
 
@@ -28,8 +30,8 @@ impl IrqLine {
         self.sink.set_irq(self.irq, level);
     }
 
-    /// Makes a rising edge and leaves the line high: an 8259A wants an edge's line to stay high until the processor
-    /// has acknowledged it.
+    /// Makes a rising edge and leaves the line high: an 8259A wants an edge's line to stay high
+    /// until the processor has acknowledged it.
     pub fn pulse(&self) {
         self.set(false);
         self.set(true);

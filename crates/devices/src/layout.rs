@@ -1,6 +1,7 @@
 //! Where everything lies on the board: the ports, addresses and interrupt lines of a standard PC.
 //!
-//! Firmware tables (ACPI) are made from these constants, so that what the guest is told is what the board has.
+//! Firmware tables (ACPI) are made from these constants, so that what the guest is told is what the
+//! board has.
 
 /// A device's place on a bus: register offsets count from `base`, and it answers in `ranges` only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,11 +91,12 @@ pub const PIT_IRQ: u8 = 0;
 pub const KEYBOARD_IRQ: u8 = 1;
 /// ISA interrupt of the real-time clock.
 pub const RTC_IRQ: u8 = 8;
-/// ISA interrupt of ACPI's events (SCI): level triggered. The board's lines are active high, so an interrupt source
-/// override must say "level, active high".
+/// ISA interrupt of ACPI's events (SCI): level triggered. The board's lines are active high, so an
+/// interrupt source override must say "level, active high".
 pub const SCI_IRQ: u8 = 9;
 
-/// The global system interrupt (I/O APIC input) of an ISA interrupt: the same, but for IRQ 0 which is wired to input 2.
+/// The global system interrupt (I/O APIC input) of an ISA interrupt: the same, but for IRQ 0 which
+/// is wired to input 2.
 pub const fn isa_gsi(irq: u8) -> u8 {
     if irq == 0 { 2 } else { irq }
 }

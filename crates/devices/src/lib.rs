@@ -1,20 +1,22 @@
 //! Interrupt controllers, timers, serial and the other devices of the board.
 //!
-//! Floor 3 of the house. A device is plain state plus a backend: it knows its registers, an [`IrqLine`](irq::IrqLine), the
-//! machine's clock and little else, and nothing of engines or of the other devices. What it holds is saved as a
-//! serialisable state (`save`), and restoring is building (`restore`): no device is ever changed into another.
+//! Floor 3 of the house. A device is plain state plus a backend: it knows its registers, an
+//! [`IrqLine`](irq::IrqLine), the machine's clock and little else, and nothing of engines or of the
+//! other devices. What it holds is saved as a serialisable state (`save`), and restoring is
+//! building (`restore`): no device is ever changed into another.
 //!
 //! - [`layout`] tells where everything lies on the board; firmware tables are made from it.
 //! - [`bus`] finds the device at a port or an address: [`bus::Device`] is what a device implements.
 //! - [`timers`] calls devices back when machine time has come: [`timers::Timed`].
-//! - [`interrupts`] is the fabric between devices and vCPUs, made of [`pic`], [`ioapic`] and [`lapic`], which send each
-//!   other what [`message`] defines.
+//! - [`interrupts`] is the fabric between devices and vCPUs, made of [`pic`], [`ioapic`] and
+//!   [`lapic`], which send each other what [`message`] defines.
 //! - [`control`] is what devices ask of the machine: power-off, reset.
-//! - [`serial`], [`pit`], [`rtc`], [`i8042`], [`acpi_pm`], [`debug_exit`] and [`paravirtual`] are the devices.
+//! - [`serial`], [`pit`], [`rtc`], [`i8042`], [`acpi_pm`], [`debug_exit`] and [`paravirtual`] are
+//!   the devices.
 //!
-//! Registers are the guest's: whatever it writes, nothing panics, waits or grows without bound. Counters and clocks do not
-//! tick: they are computed from machine time when they are looked at, and ask for a deadline only while an interrupt would
-//! come of it.
+//! Registers are the guest's: whatever it writes, nothing panics, waits or grows without bound.
+//! Counters and clocks do not tick: they are computed from machine time when they are looked at,
+//! and ask for a deadline only while an interrupt would come of it.
 
 #![forbid(unsafe_code)]
 

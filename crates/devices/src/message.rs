@@ -1,4 +1,5 @@
-//! Messages between interrupt controllers: what travels from I/O APICs, devices (MSI) and local APICs to local APICs.
+//! Messages between interrupt controllers: what travels from I/O APICs, devices (MSI) and local
+//! APICs to local APICs.
 
 /// What a message asks of its receiver. SDM 3A, 11.5.1 and 11.6.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,8 +64,8 @@ impl Message {
         }
     }
 
-    /// The message that a message-signalled interrupt is: a write of `data` to `address`. SDM 3A, 11.11. `None` if the
-    /// write is not one, or its delivery mode is reserved.
+    /// The message that a message-signalled interrupt is: a write of `data` to `address`. SDM 3A,
+    /// 11.11. `None` if the write is not one, or its delivery mode is reserved.
     pub fn from_msi(address: u64, data: u32) -> Option<Self> {
         if address >> 20 != 0xfee {
             return None;

@@ -1,6 +1,6 @@
-//! The paravirtual clock that stock kernels know from KVM: the guest names a structure in its memory, and the board keeps
-//! in it what turns a reading of the time-stamp counter into time. Linux documentation: virt/kvm/x86/msr.rst and
-//! virt/kvm/x86/cpuid.rst.
+//! The paravirtual clock that stock kernels know from KVM: the guest names a structure in its
+//! memory, and the board keeps in it what turns a reading of the time-stamp counter into time.
+//! Linux documentation: virt/kvm/x86/msr.rst and virt/kvm/x86/cpuid.rst.
 
 use crate::timers::lock;
 use belljar_clock::{Clock, Nanos};
@@ -15,8 +15,8 @@ pub const CPUID_BASE: u32 = 0x4000_0000;
 pub const CPUID_FEATURES: u32 = 0x4000_0001;
 /// What the first leaf's EBX, ECX and EDX spell.
 pub const SIGNATURE: [u8; 12] = *b"KVMKVMKVM\0\0\0";
-/// EAX of the leaf of features: clock by the old and the new MSRs, no delay needed after port accesses, and clocks that
-/// agree on all vCPUs.
+/// EAX of the leaf of features: clock by the old and the new MSRs, no delay needed after port
+/// accesses, and clocks that agree on all vCPUs.
 pub const FEATURES: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24;
 
 /// MSRs: wall clock and system time, by their new and their old numbers.
@@ -44,8 +44,8 @@ struct VcpuClock {
     tsc_adjust: u64,
 }
 
-/// The paravirtual clocks of all vCPUs. Each structure says that the counter stood at the vCPU's TSC adjustment at machine
-/// time 0: so all vCPUs compute the same time from the same counter.
+/// The paravirtual clocks of all vCPUs. Each structure says that the counter stood at the vCPU's
+/// TSC adjustment at machine time 0: so all vCPUs compute the same time from the same counter.
 #[derive(Debug)]
 pub struct Paravirtual {
     state: Mutex<ParavirtualState>,
@@ -53,11 +53,13 @@ pub struct Paravirtual {
     clock: Arc<dyn Clock>,
 }
 
-/// Multiplier and shift of the structure: `(ticks << shift) * multiplier >> 32` is nanoseconds for a counter of `hz`.
+/// Multiplier and shift of the structure: `(ticks << shift) * multiplier >> 32` is nanoseconds for
+/// a counter of `hz`.
 fn scale(hz: u64) -> (u32, i8) {
     let hz = u128::from(hz.max(1));
     let mut shift = 0i8;
-    // The multiplier of shift s is (10^9 << 32) / (hz << s), and is most precise with its highest bit set.
+    // The multiplier of shift s is (10^9 << 32) / (hz << s), and is most precise with its highest
+    // bit set.
     let at = |shift: i8| {
         let nanos = u128::from(Nanos::SECOND) << 32;
         if shift >= 0 {
@@ -90,7 +92,8 @@ impl Paravirtual {
         }
     }
 
-    /// The clocks as they were saved. The structures are written anew: the host's counter may run at another frequency.
+    /// The clocks as they were saved. The structures are written anew: the host's counter may run
+    /// at another frequency.
     pub fn restore(state: ParavirtualState, memory: GuestMemory, clock: Arc<dyn Clock>) -> Self {
         let this = Self {
             state: Mutex::new(state),
@@ -127,8 +130,9 @@ impl Paravirtual {
         }
     }
 
-    /// Writes an MSR; `None` if `index` is not one of these. `tsc_adjust` is what the vCPU's time-stamp counter is ahead of
-    /// the machine's. A structure that does not lie in RAM is not written.
+    /// Writes an MSR; `None` if `index` is not one of these. `tsc_adjust` is what the vCPU's
+    /// time-stamp counter is ahead of the machine's. A structure that does not lie in RAM is not
+    /// written.
     pub fn msr_write(
         &self,
         vcpu: VcpuId,
@@ -162,8 +166,8 @@ impl Paravirtual {
         }
     }
 
-    /// The structure: version, padding, counter and time that belong together, multiplier, shift, flags, padding. Its
-    /// version is odd while it changes.
+    /// The structure: version, padding, counter and time that belong together, multiplier, shift,
+    /// flags, padding. Its version is odd while it changes.
     fn write_system_time(&self, clock: &mut VcpuClock) {
         if clock.msr & ENABLED == 0 {
             return;
@@ -273,7 +277,8 @@ mod tests {
             let (multiplier, shift) = scale(hz);
             prop_assert!(multiplier >> 31 == 1);
             let ticks = 100 * hz;
-            let scaled = if shift >= 0 { u128::from(ticks) << shift } else { u128::from(ticks) >> -shift };
+            let ticks = u128::from(ticks);
+            let scaled = if shift >= 0 { ticks << shift } else { ticks >> -shift };
             let nanos = ((scaled * u128::from(multiplier)) >> 32) as u64;
             prop_assert!(nanos.abs_diff(100 * Nanos::SECOND) <= 60);
         }

@@ -1,4 +1,5 @@
-//! The two cascaded 8259A interrupt controllers of a PC, with the chipset's edge/level control registers.
+//! The two cascaded 8259A interrupt controllers of a PC, with the chipset's edge/level control
+//! registers.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +8,8 @@ const CASCADE: u8 = 2;
 /// Offsets of the registers from the master's base port.
 const SLAVE: u64 = 0x80;
 const ELCR: u64 = 0x4b0;
-/// Inputs of each chip that may be level triggered: not the timer's, keyboard's, cascade's, clock's and FPU's.
+/// Inputs of each chip that may be level triggered: not the timer's, keyboard's, cascade's, clock's
+/// and FPU's.
 const ELCR_MASKS: [u8; 2] = [0xf8, 0xde];
 
 /// Where in its initialisation sequence a chip is.
@@ -61,7 +63,8 @@ impl Chip {
             }
             self.lines |= bit;
         } else {
-            // A request must stay until it is acknowledged, or it is withdrawn: 8259A data sheet, figure 9.
+            // A request must stay until it is acknowledged, or it is withdrawn: 8259A data sheet,
+            // figure 9.
             self.irr &= !bit;
             self.lines &= !bit;
         }
@@ -86,7 +89,8 @@ impl Chip {
             blocking &= !self.imr;
         }
         if self.fully_nested && master {
-            // The slave's inputs of higher priority come through even while one of its interrupts is in service.
+            // The slave's inputs of higher priority come through even while one of its interrupts
+            // is in service.
             blocking &= !(1 << CASCADE);
         }
         self.highest(blocking)
@@ -238,7 +242,8 @@ impl Pic {
         self.master.lines &= !(1 << CASCADE);
     }
 
-    /// What PC firmware leaves: vectors 08h and 70h, everything masked, and the lines in `level` level triggered.
+    /// What PC firmware leaves: vectors 08h and 70h, everything masked, and the lines in `level`
+    /// level triggered.
     pub fn firmware_handoff(&mut self, level: u16) {
         let [low, high] = level.to_le_bytes();
         for (base, vector, cascade, elcr, level) in [
@@ -269,8 +274,8 @@ impl Pic {
         self.master.request(true).is_some()
     }
 
-    /// The interrupt acknowledge cycle: gives the vector, and takes the interrupt into service. Without a request the
-    /// answer is the spurious interrupt of input 7, as the chip gives it.
+    /// The interrupt acknowledge cycle: gives the vector, and takes the interrupt into service.
+    /// Without a request the answer is the spurious interrupt of input 7, as the chip gives it.
     pub fn acknowledge(&mut self) -> u8 {
         let Some(input) = self.master.request(true) else {
             return self.master.vector | 7;
@@ -287,7 +292,8 @@ impl Pic {
         self.slave.vector | slave_input.unwrap_or(7)
     }
 
-    /// The slave's output is the master's input; it acts by level, since it falls between two of the slave's interrupts.
+    /// The slave's output is the master's input; it acts by level, since it falls between two of
+    /// the slave's interrupts.
     fn update_cascade(&mut self) {
         let high = self.slave.request(false).is_some();
         self.master.set_line(CASCADE, false);

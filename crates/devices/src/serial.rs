@@ -1,7 +1,7 @@
 //! A serial port: the 16550A UART. National Semiconductor PC16550D data sheet.
 //!
-//! What the guest sends goes to the backend at once: the transmitter is always empty. What arrives waits in the receive
-//! FIFO, and whoever brings it is told when there is room again.
+//! What the guest sends goes to the backend at once: the transmitter is always empty. What arrives
+//! waits in the receive FIFO, and whoever brings it is told when there is room again.
 
 use crate::bus::{Device, read_bytes, write_bytes};
 use crate::irq::IrqLine;
@@ -78,9 +78,10 @@ mod msr {
     pub const CONNECTED: u8 = CTS | DSR | DCD;
 }
 
-/// The other end of the line.
+/// The other end of the line. It is called with the serial port's lock held, so it must not wait,
+/// and not call into the port.
 pub trait SerialBackend: Send {
-    /// Takes what the guest sent. It must not wait: what cannot be taken at once is kept or lost by the backend.
+    /// Takes what the guest sent. What cannot be taken at once is kept or lost by the backend.
     fn write(&mut self, data: &[u8]);
 
     /// The receive FIFO was full, or the receiver disconnected, and can take bytes again.
@@ -102,7 +103,8 @@ pub struct SerialState {
     received: VecDeque<u8>,
     /// Whether the "transmitter empty" interrupt waits.
     transmitter_waits: bool,
-    /// When the bytes received so far cause an interrupt though they are fewer than the trigger level.
+    /// When the bytes received so far cause an interrupt though they are fewer than the trigger
+    /// level.
     timeout: Option<Nanos>,
     timed_out: bool,
     /// Whether somebody was refused and waits for room.
@@ -200,8 +202,8 @@ impl Serial {
         self.capacity().saturating_sub(self.state.received.len())
     }
 
-    /// Brings bytes from the other end; tells how many were taken. If not all were, [`SerialBackend::room`] is called
-    /// when the next can be.
+    /// Brings bytes from the other end; tells how many were taken. If not all were,
+    /// [`SerialBackend::room`] is called when the next can be.
     pub fn receive(&mut self, data: &[u8]) -> usize {
         let taken = self.receive_room().min(data.len());
         self.state.received.extend(&data[..taken]);
@@ -213,7 +215,8 @@ impl Serial {
         taken
     }
 
-    /// Brings a break: the line held low, which kernels take for "the next byte is a command" (SysRq).
+    /// Brings a break: the line held low, which kernels take for "the next byte is a command"
+    /// (SysRq).
     pub fn receive_break(&mut self) {
         if self.loopback() || self.state.received.len() >= self.capacity() {
             return;
@@ -249,7 +252,8 @@ impl Serial {
         }
     }
 
-    /// Four characters after the last one came or was read, what is left causes an interrupt. Data sheet, 8.4.
+    /// Four characters after the last one came or was read, what is left causes an interrupt. Data
+    /// sheet, 8.4.
     fn restart_timeout(&mut self) {
         self.state.timed_out = false;
         self.state.timeout = (self.fifos() && !self.state.received.is_empty()).then(|| {
@@ -481,217 +485,4 @@ impl Timed for Serial {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::irq::testing::Probe;
-    use crate::timers::testing::NoWake;
-    use belljar_clock::ManualClock;
-    use proptest::prelude::*;
-    use std::sync::Mutex;
-
-    #[derive(Clone, Default)]
-    struct Peer(Arc<Mutex<(Vec<u8>, u32)>>);
-
-    impl SerialBackend for Peer {
-        fn write(&mut self, data: &[u8]) {
-            self.0.lock().unwrap().0.extend(data);
-        }
-
-        fn room(&mut self) {
-            self.0.lock().unwrap().1 += 1;
-        }
-    }
-
-    struct Bench {
-        serial: Serial,
-        peer: Peer,
-        irq: Arc<Probe>,
-        clock: Arc<ManualClock>,
-    }
-
-    impl Bench {
-        fn new() -> Self {
-            let (irq, line) = Probe::line();
-            let (peer, clock) = (Peer::default(), Arc::new(ManualClock::new(0)));
-            let serial = Serial::new(
-                Box::new(peer.clone()),
-                line,
-                Arc::<ManualClock>::clone(&clock),
-                NoWake::shared(),
-            );
-            Self {
-                serial,
-                peer,
-                irq,
-                clock,
-            }
-        }
-
-        fn read(&mut self, offset: u64) -> u8 {
-            let mut data = [0];
-            self.serial.read(offset, &mut data);
-            data[0]
-        }
-
-        fn write(&mut self, offset: u64, value: u8) {
-            self.serial.write(offset, &[value]);
-        }
-    }
-
-    #[test]
-    fn what_the_guest_sends_reaches_the_peer() {
-        let mut b = Bench::new();
-        for byte in b"ok" {
-            b.write(0, *byte);
-        }
-        assert_eq!(b.peer.0.lock().unwrap().0, b"ok");
-        assert_eq!(b.read(5), 0x60);
-    }
-
-    #[test]
-    fn enabling_the_transmitter_interrupt_causes_one_and_reading_ends_it() {
-        let mut b = Bench::new();
-        b.write(4, mcr::OUT2);
-        b.write(1, ier::TRANSMITTER);
-        assert!(b.irq.level());
-        assert_eq!(b.read(2), iir::TRANSMITTER);
-        assert!(!b.irq.level());
-        assert_eq!(b.read(2), iir::NONE);
-        b.write(0, b'x');
-        assert!(b.irq.level());
-        b.write(1, 0);
-        b.write(1, ier::TRANSMITTER);
-        assert_eq!(b.read(2), iir::TRANSMITTER, "as kernels probe it");
-    }
-
-    #[test]
-    fn out2_gates_the_interrupt() {
-        let mut b = Bench::new();
-        b.write(1, ier::TRANSMITTER);
-        assert!(!b.irq.level());
-        b.write(4, mcr::OUT2);
-        assert!(b.irq.level());
-        b.write(4, mcr::OUT2 | mcr::LOOPBACK);
-        assert!(!b.irq.level());
-    }
-
-    #[test]
-    fn fewer_bytes_than_the_trigger_interrupt_after_four_characters() {
-        let mut b = Bench::new();
-        b.write(3, 0x83);
-        b.write(0, 1);
-        b.write(1, 0);
-        b.write(3, 0x03);
-        b.write(4, mcr::OUT2);
-        b.write(1, ier::RECEIVED);
-        b.write(2, 0x81);
-        assert_eq!(b.serial.receive(b"abc"), 3);
-        assert!(!b.irq.level());
-        let at = b.serial.deadline().unwrap();
-        assert_eq!(at, Nanos(40 * Nanos::SECOND / BASE_BAUD));
-        b.clock.advance(at.0);
-        b.serial.expire(at);
-        assert!(b.irq.level());
-        assert_eq!(b.read(2), iir::FIFOS | iir::TIMEOUT);
-        assert_eq!(b.read(0), b'a');
-        assert!(!b.irq.level(), "reading a byte ends the timeout");
-        assert!(b.serial.deadline().is_some(), "the rest times out anew");
-    }
-
-    #[test]
-    fn the_fifo_refuses_what_it_cannot_hold_and_tells_of_room() {
-        let mut b = Bench::new();
-        b.write(2, 0x01);
-        assert_eq!(b.serial.receive(&[7; 20]), 16);
-        assert_eq!(b.peer.0.lock().unwrap().1, 0);
-        assert_eq!(b.read(0), 7);
-        assert_eq!(b.peer.0.lock().unwrap().1, 1);
-        assert_eq!(b.serial.receive_room(), 1);
-        b.read(0);
-        assert_eq!(b.peer.0.lock().unwrap().1, 1, "told once");
-    }
-
-    #[test]
-    fn loopback_returns_bytes_and_modem_lines() {
-        let mut b = Bench::new();
-        b.write(4, mcr::LOOPBACK | 0x0a);
-        assert_eq!(
-            b.read(6) & 0xf0,
-            0x90,
-            "as Linux's autoconfiguration wants it"
-        );
-        b.write(0, 0x5a);
-        assert_eq!(b.read(5) & 1, 1);
-        assert_eq!(b.read(0), 0x5a);
-        assert!(b.peer.0.lock().unwrap().0.is_empty());
-        assert_eq!(b.serial.receive(b"x"), 0);
-        b.write(4, 0);
-        assert_eq!(b.peer.0.lock().unwrap().1, 1);
-    }
-
-    #[test]
-    fn a_full_receiver_overruns_in_loopback() {
-        let mut b = Bench::new();
-        b.write(1, ier::LINE);
-        b.write(4, mcr::LOOPBACK);
-        b.write(0, 1);
-        b.write(0, 2);
-        assert_eq!(b.read(2), iir::LINE);
-        assert_eq!(b.read(5) & lsr::OVERRUN, lsr::OVERRUN);
-        assert_eq!(b.read(5) & lsr::OVERRUN, 0);
-        assert_eq!(b.read(0), 2);
-    }
-
-    #[test]
-    fn the_divisor_lies_behind_its_bit() {
-        let mut b = Bench::new();
-        b.write(3, lcr::DIVISOR);
-        b.write(0, 0x34);
-        b.write(1, 0x12);
-        assert_eq!((b.read(0), b.read(1)), (0x34, 0x12));
-        b.write(3, 0);
-        assert_eq!((b.read(0), b.read(1)), (0, 0));
-    }
-
-    #[test]
-    fn a_saved_port_goes_on_where_it_was() {
-        let mut b = Bench::new();
-        b.write(4, mcr::OUT2);
-        b.write(1, ier::RECEIVED);
-        b.serial.receive(b"a");
-        let (irq, line) = Probe::line();
-        let clock = Arc::<ManualClock>::clone(&b.clock);
-        let mut again = Serial::restore(
-            b.serial.save(),
-            Box::new(Peer::default()),
-            line,
-            clock,
-            NoWake::shared(),
-        );
-        assert!(irq.level());
-        assert_eq!(again.read_register(0), b'a');
-    }
-
-    proptest! {
-        #[test]
-        fn random_use_never_panics_and_the_line_follows_the_cause(
-            steps in proptest::collection::vec((0u8..5, any::<u64>(), any::<u8>()), 0..300)
-        ) {
-            let mut b = Bench::new();
-            for (what, offset, value) in steps {
-                match what {
-                    0 | 1 => b.write(offset & 7, value),
-                    2 => { b.read(offset); }
-                    3 => { b.serial.receive(&vec![value; value as usize]); }
-                    _ => {
-                        b.clock.advance(offset & 0xf_ffff);
-                        b.serial.expire(b.clock.now());
-                    }
-                }
-                prop_assert!(b.serial.state.received.len() <= b.serial.capacity());
-                let gate = b.serial.state.mcr & 0x18 == 8;
-                prop_assert_eq!(b.irq.level(), gate && b.serial.cause() != iir::NONE);
-            }
-        }
-    }
-}
+mod tests;

@@ -10,7 +10,8 @@ pub trait Timed: Send {
     /// When [`expire`](Self::expire) is to be called next; `None` if nothing waits.
     fn deadline(&self) -> Option<Nanos>;
 
-    /// Does what is due at `now`. It may be called early or late, and then does what is due, if anything.
+    /// Does what is due at `now`. It may be called early or late, and then does what is due, if
+    /// anything.
     fn expire(&mut self, now: Nanos);
 }
 
@@ -33,16 +34,16 @@ impl<T: Timed + ?Sized> SharedTimed for Mutex<T> {
     }
 }
 
-/// Locks `mutex`. A thread that panicked while it held a device's lock does not take the machine with it: a device's
-/// state is plain data and every value of it is safe.
+/// Locks `mutex`. A thread that panicked while it held a device's lock does not take the machine
+/// with it: a device's state is plain data and every value of it is safe.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What devices tell when a deadline may have come nearer.
 pub trait TimerWake: Send + Sync + std::fmt::Debug {
-    /// A device now has the deadline `at`. It is called with the device's lock held, often, and on vCPUs' threads: it
-    /// must not wait, and not call into devices.
+    /// A device now has the deadline `at`. It is called with the device's lock held, often, and on
+    /// vCPUs' threads: it must not wait, and not call into devices.
     fn deadline_changed(&self, at: Nanos);
 }
 
@@ -78,7 +79,8 @@ impl Timers {
         })
     }
 
-    /// Serves `sources` until [`stop`](Self::stop): the body of the machine's timer thread. It may be run again later.
+    /// Serves `sources` until [`stop`](Self::stop): the body of the machine's timer thread. It may
+    /// be run again later.
     pub fn run(&self, sources: &[Arc<dyn SharedTimed>]) {
         loop {
             {
@@ -115,8 +117,8 @@ impl Timers {
 
 impl TimerWake for Timers {
     fn deadline_changed(&self, at: Nanos) {
-        // A device publishes its deadline before it calls this. If an old value is read here, the thread has not yet
-        // begun to look at the deadlines again and will see this one.
+        // A device publishes its deadline before it calls this. If an old value is read here, the
+        // thread has not yet begun to look at the deadlines again and will see this one.
         if at.0 < self.sleeping_until.load(Ordering::SeqCst) {
             lock(&self.signal).changed = true;
             self.wake.notify_all();

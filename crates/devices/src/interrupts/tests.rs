@@ -323,8 +323,14 @@ proptest! {
             let at = GuestPhysAddr(LAPIC + (offset & 0x3f) * 16);
             match what {
                 0 => { b.fabric.mmio_write(vcpu, at, &value.to_le_bytes()); }
-                1 => { b.fabric.mmio_read(vcpu, GuestPhysAddr(LAPIC + (offset & 0xfff)), &mut [0; 8]); }
-                2 => { let _ = b.fabric.msr_write(vcpu, 0x800 + (offset & 0x3f) as u32, u64::from(value), 0); }
+                1 => {
+                    let at = GuestPhysAddr(LAPIC + (offset & 0xfff));
+                    b.fabric.mmio_read(vcpu, at, &mut [0; 8]);
+                }
+                2 => {
+                    let index = 0x800 + (offset & 0x3f) as u32;
+                    let _ = b.fabric.msr_write(vcpu, index, u64::from(value), 0);
+                }
                 3 => b.fabric.set_irq(value as u8 & 31, value & 256 != 0),
                 4 => pic.write([0, 1, 0x80, 0x81][offset as usize & 3], &[value as u8]),
                 5 => ioapic.write(offset & 0x10, &value.to_le_bytes()),

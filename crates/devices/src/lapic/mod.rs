@@ -1,7 +1,7 @@
 //! The local APIC of each vCPU, in xAPIC and x2APIC mode. SDM 3A, chapter 11.
 //!
-//! A [`Lapic`] knows only its own processor: what it sends to others it returns as an [`Effect`], for the fabric
-//! ([`Interrupts`](crate::interrupts::Interrupts)) to carry out.
+//! A [`Lapic`] knows only its own processor: what it sends to others it returns as an [`Effect`],
+//! for the fabric ([`Interrupts`](crate::interrupts::Interrupts)) to carry out.
 
 mod registers;
 mod timer;
@@ -227,7 +227,8 @@ impl Lapic {
         };
     }
 
-    /// What INIT does: everything is reset but the base and the mode. SDM 3A, 11.4.7.3 and 11.12.5.1.
+    /// What INIT does: everything is reset but the base and the mode. SDM 3A, 11.4.7.3 and
+    /// 11.12.5.1.
     pub fn init(&mut self) {
         let base = self.state.base;
         self.reset();
@@ -235,8 +236,8 @@ impl Lapic {
         self.derive_logical_id();
     }
 
-    /// Sets up what PC firmware leaves on the bootstrap processor: the virtual wire, by which the 8259A's interrupts
-    /// reach it. MultiProcessor Specification 1.4, 3.6.2.2.
+    /// Sets up what PC firmware leaves on the bootstrap processor: the virtual wire, by which the
+    /// 8259A's interrupts reach it. MultiProcessor Specification 1.4, 3.6.2.2.
     pub fn set_virtual_wire(&mut self) {
         self.state.svr = SOFTWARE_ENABLE | 0xf;
         self.state.lvt[Lvt::Lint0 as usize] = 7 << 8;
@@ -270,7 +271,8 @@ impl Lapic {
     /// Writes IA32_APIC_BASE.
     ///
     /// # Errors
-    /// [`RegisterRefused`] for reserved bits and changes of mode that do not exist. SDM 3A, figure 11-27.
+    /// [`RegisterRefused`] for reserved bits and changes of mode that do not exist. SDM 3A,
+    /// figure 11-27.
     pub fn set_base(&mut self, value: u64) -> Result<(), RegisterRefused> {
         use apic_base::{ADDRESS, BSP, ENABLE, X2APIC};
         if value & !(ADDRESS | BSP | ENABLE | X2APIC) != 0 {

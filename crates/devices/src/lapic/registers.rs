@@ -1,11 +1,12 @@
-//! The local APIC's registers, by number: the MMIO offset shifted right by 4, which is also the x2APIC's MSR less 800h.
-//! SDM 3A, tables 11-1 and 11-6.
+//! The local APIC's registers, by number: the MMIO offset shifted right by 4, which is also the
+//! x2APIC's MSR less 800h. SDM 3A, tables 11-1 and 11-6.
 
 use super::timer::Mode;
 use super::{Effect, Lapic, Lvt, SOFTWARE_ENABLE, Shorthand, error, lvt};
 use crate::message::{DeliveryMode, Message};
 
-/// There is no such register, it cannot be accessed this way, or it cannot hold the value: #GP in x2APIC mode.
+/// There is no such register, it cannot be accessed this way, or it cannot hold the value: #GP in
+/// x2APIC mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegisterRefused;
 
@@ -40,7 +41,8 @@ impl Register {
 
 /// Version 14h (integrated), with six LVT entries.
 const VERSION: u32 = 0x14 | 5 << 16;
-/// The bits of the ICR's low half that software can set. Bit 12, the delivery status, is always "idle" here.
+/// The bits of the ICR's low half that software can set. Bit 12, the delivery status, is always
+/// "idle" here.
 const ICR_WRITABLE: u32 = 0x000c_cfff;
 
 impl Lapic {
@@ -60,7 +62,8 @@ impl Lapic {
         }
     }
 
-    /// Reads a register of the page. Registers that are not there read as 0 and are an error of the ESR.
+    /// Reads a register of the page. Registers that are not there read as 0 and are an error of the
+    /// ESR.
     pub fn read_xapic(&mut self, register: Register) -> u32 {
         match register.0 {
             Register::ID => self.state.id << 24,
@@ -138,7 +141,8 @@ impl Lapic {
         }
     }
 
-    /// Writes a register of the page. Writes to registers that are not there are an error of the ESR.
+    /// Writes a register of the page. Writes to registers that are not there are an error of the
+    /// ESR.
     pub fn write_xapic(&mut self, register: Register, value: u32) -> Effect {
         match register.0 {
             // Read only, as on processors that know x2APIC.
@@ -254,7 +258,8 @@ impl Lapic {
             logical: command & 1 << 11 != 0,
             mode,
             vector,
-            // Interprocessor interrupts are edge triggered whatever the command says. SDM 3A, 11.6.1.
+            // Interprocessor interrupts are edge triggered whatever the command says. SDM 3A,
+            // 11.6.1.
             level: false,
         };
         Effect::Send(shorthand, message)
@@ -267,8 +272,8 @@ impl Lapic {
         self.state.timer.tsc_deadline()
     }
 
-    /// Writes IA32_TSC_DEADLINE. A deadline that has passed fires at once. `tsc_adjust` is what the vCPU's counter is
-    /// ahead of the machine's.
+    /// Writes IA32_TSC_DEADLINE. A deadline that has passed fires at once. `tsc_adjust` is what the
+    /// vCPU's counter is ahead of the machine's.
     pub fn set_tsc_deadline(&mut self, value: u64, tsc_adjust: u64) {
         let timer = &mut self.state.timer;
         timer.set_tsc_deadline(value, tsc_adjust, &*self.clock);

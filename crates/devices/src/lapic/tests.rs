@@ -374,14 +374,17 @@ proptest! {
             let priority = lapic.processor_priority();
             prop_assert_eq!(priority >> 4, (state.tpr >> 4).max(serving >> 4));
             let waits = state.irr.highest().unwrap_or(0) >> 4 > priority >> 4;
-            prop_assert_eq!(lapic.interrupt_pending(), lapic.ext_int_pending() || (waits && lapic.enabled()));
+            let own = waits && lapic.enabled();
+            prop_assert_eq!(lapic.interrupt_pending(), lapic.ext_int_pending() || own);
             prop_assert!(state.irr.0[0] & 0xffff == 0, "no illegal vector is requested");
         }
     }
 
     #[test]
     fn the_count_never_rises_between_periods(
-        initial in 1u32.., divide in 0u32..16, spans in proptest::collection::vec(0u64..1 << 30, 1..20)
+        initial in 1u32..,
+        divide in 0u32..16,
+        spans in proptest::collection::vec(0u64..1 << 30, 1..20),
     ) {
         let (mut lapic, clock) = lapic(0);
         write(&mut lapic, 0x3e0, divide);

@@ -5,9 +5,12 @@ use serde::{Deserialize, Serialize};
 
 /// Frequency of the timer before its divider, in hertz: one tick is a nanosecond of machine time.
 pub const TIMER_HZ: u64 = Nanos::SECOND;
-/// The shortest time between two interrupts of a periodic timer, in nanoseconds: a guest that asks for more must not
-/// keep the machine's timer thread busy. Counts are unaffected.
+/// The shortest time between two interrupts of a periodic timer, in nanoseconds: a guest that asks
+/// for more must not keep the machine's timer thread busy. Counts are unaffected.
 const SHORTEST_PERIOD: u64 = 20_000;
+
+/// The farthest TSC deadline, in ticks: decades, and yet no time that overflows in nanoseconds.
+const FARTHEST: u64 = 1 << 60;
 
 /// Timer modes of the LVT's timer entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +22,8 @@ pub(super) enum Mode {
 }
 
 impl Mode {
-    /// The mode that bits 17 and 18 of the entry give; the reserved value never fires, like an unarmed deadline.
+    /// The mode that bits 17 and 18 of the entry give; the reserved value never fires, like an
+    /// unarmed deadline.
     pub(super) const fn from_entry(entry: u32) -> Self {
         match entry >> 17 & 3 {
             0 => Self::OneShot,
@@ -133,7 +137,8 @@ impl Timer {
         self.tsc_deadline
     }
 
-    /// Writes IA32_TSC_DEADLINE; `tsc_adjust` is what the guest's counter is ahead of the machine's.
+    /// Writes IA32_TSC_DEADLINE; `tsc_adjust` is what the guest's counter is ahead of the
+    /// machine's.
     pub(super) fn set_tsc_deadline(&mut self, value: u64, tsc_adjust: u64, clock: &dyn Clock) {
         if self.mode != Mode::TscDeadline {
             return;
@@ -143,7 +148,7 @@ impl Timer {
         if value != 0 {
             let tsc = clock.tsc();
             let guest_tsc = tsc.wrapping_add(tsc_adjust);
-            let wait = value.saturating_sub(guest_tsc);
+            let wait = value.saturating_sub(guest_tsc).min(FARTHEST);
             self.due = Some(if wait == 0 {
                 Nanos(0)
             } else {

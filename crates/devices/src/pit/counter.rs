@@ -1,7 +1,7 @@
 //! One counter of the 8254. Intel 8254 data sheet, "Mode definitions".
 //!
-//! Nothing ticks here: a counter holds the tick at which its count was loaded, and what the guest sees is computed from
-//! the present tick.
+//! Nothing ticks here: a counter holds the tick at which its count was loaded, and what the guest
+//! sees is computed from the present tick.
 
 use serde::{Deserialize, Serialize};
 
@@ -360,7 +360,8 @@ impl Counter {
         later.then(|| at.max(now + 1))
     }
 
-    /// How often the output rose after tick `since` and until `now`, if at all. [`sync`](Self::sync) has not been called.
+    /// How often the output rose after tick `since` and until `now`, if at all.
+    /// [`sync`](Self::sync) has not been called.
     pub(super) fn rose(&self, since: u64, now: u64) -> bool {
         self.next_rise(since).is_some_and(|at| at <= now)
     }

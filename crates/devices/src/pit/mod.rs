@@ -1,6 +1,8 @@
-//! The interval timer (Intel 8254) of a PC, with port 61h, which gates counter 2 and shows its output.
+//! The interval timer (Intel 8254) of a PC, with port 61h, which gates counter 2 and shows its
+//! output.
 //!
-//! Counter 0 drives interrupt line 0, counter 1 drives nothing (it refreshed memory once), counter 2 drives the speaker.
+//! Counter 0 drives interrupt line 0, counter 1 drives nothing (it refreshed memory once), counter
+//! 2 drives the speaker.
 
 mod counter;
 #[cfg(test)]
@@ -16,8 +18,8 @@ use std::sync::Arc;
 
 /// Frequency of the counters in hertz.
 pub const PIT_HZ: u64 = 1_193_182;
-/// The shortest time between two interrupts, in nanoseconds: a guest that asks for more must not keep the machine's timer
-/// thread busy.
+/// The shortest time between two interrupts, in nanoseconds: a guest that asks for more must not
+/// keep the machine's timer thread busy.
 const SHORTEST_PERIOD: u64 = 20_000;
 /// Half the period of the memory refresh signal, which port 61h shows, in nanoseconds.
 const REFRESH_TOGGLE: u64 = 15_085;
@@ -112,9 +114,9 @@ impl Pit {
         state
     }
 
-    /// Brings counter 0 to `now` and shows its output to the interrupt line. Rises that passed unserved are one
-    /// interrupt. Between two rises of a periodic mode the line rests high: an 8259A takes a line that falls early for
-    /// an interrupt withdrawn, and a vCPU may be late.
+    /// Brings counter 0 to `now` and shows its output to the interrupt line. Rises that passed
+    /// unserved are one interrupt. Between two rises of a periodic mode the line rests high: an
+    /// 8259A takes a line that falls early for an interrupt withdrawn, and a vCPU may be late.
     fn sync(&mut self, now: Nanos) {
         let tick = ticks(now);
         let counter = &mut self.state.counters[0];

@@ -45,8 +45,8 @@ impl DateTime {
         }
     }
 
-    /// Seconds since the beginning of 1970. Fields out of range count on into the next larger ones; the weekday is not
-    /// looked at.
+    /// Seconds since the beginning of 1970. Fields out of range count on into the next larger ones;
+    /// the weekday is not looked at.
     pub fn to_seconds(self) -> i64 {
         let month = i64::from(self.month.clamp(1, 12));
         let year = self.year - i64::from(month <= 2);

@@ -1,7 +1,7 @@
 //! The real-time clock with its CMOS RAM (Motorola MC146818) of a PC.
 //!
-//! The clock shows the machine's wall clock, moved by what the guest sets. Nothing ticks: registers are computed when
-//! they are looked at, and deadlines exist only while an interrupt is enabled.
+//! The clock shows the machine's wall clock, moved by what the guest sets. Nothing ticks: registers
+//! are computed when they are looked at, and deadlines exist only while an interrupt is enabled.
 
 mod calendar;
 #[cfg(test)]
@@ -18,7 +18,8 @@ use std::sync::Arc;
 
 /// Number of bytes of registers and RAM.
 const SIZE: usize = 128;
-/// How long before an update bit UIP tells of it: 244 microseconds. MC146818 data sheet, "Update cycle".
+/// How long before an update bit UIP tells of it: 244 microseconds. MC146818 data sheet, "Update
+/// cycle".
 const UPDATE_WARNING: i64 = 244_000;
 /// One second in nanoseconds.
 const SECOND: i64 = Nanos::SECOND as i64;
@@ -139,7 +140,8 @@ impl Rtc {
         self.state.clone()
     }
 
-    /// What the chip's reset input does: interrupts are off; time and RAM stay, they have a battery.
+    /// What the chip's reset input does: interrupts are off; time and RAM stay, they have a
+    /// battery.
     pub fn reset(&mut self) {
         let b = self.ram(index::B);
         self.set_ram(index::B, b & !(reg_b::INTERRUPTS | reg_b::SQUARE_WAVE));
@@ -169,7 +171,8 @@ impl Rtc {
         (self.clock.wall() as i64).saturating_add(self.state.ahead)
     }
 
-    /// Whether the time registers stand still: they are being set, or the divider chain is held in reset.
+    /// Whether the time registers stand still: they are being set, or the divider chain is held in
+    /// reset.
     fn halted(&self) -> bool {
         self.ram(index::B) & reg_b::SET != 0 || self.divider_reset()
     }
@@ -250,7 +253,8 @@ impl Rtc {
         self.state.second = self.time().div_euclid(SECOND);
     }
 
-    /// Frequency of the periodic interrupt in hertz: 0 is off. Data sheet, table 5, for a crystal of 32,768 Hz.
+    /// Frequency of the periodic interrupt in hertz: 0 is off. Data sheet, table 5, for a crystal
+    /// of 32,768 Hz.
     fn rate(&self) -> u64 {
         match self.ram(index::A) & reg_a::RATE {
             0 => 0,
@@ -402,7 +406,8 @@ impl Rtc {
         let nanos = self.time().rem_euclid(SECOND);
         self.set_ram(index, value);
         if was_halted && !self.halted() {
-            // The first update comes half a second after the divider chain is let go. Data sheet, "Divider control".
+            // The first update comes half a second after the divider chain is let go. Data sheet,
+            // "Divider control".
             self.take_time(if was_reset { SECOND / 2 } else { nanos });
         }
     }
@@ -426,7 +431,8 @@ fn is_time(index: usize) -> bool {
     )
 }
 
-/// The RAM as firmware sets it up: 24-hour BCD time, and the sizes of memory where PC firmware keeps them.
+/// The RAM as firmware sets it up: 24-hour BCD time, and the sizes of memory where PC firmware
+/// keeps them.
 fn initial_ram(memory_size: u64) -> Vec<u8> {
     const MIB: u64 = 1 << 20;
     const HOLE: u64 = 3 << 30;
