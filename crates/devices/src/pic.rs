@@ -375,6 +375,18 @@ mod tests {
     }
 
     #[test]
+    fn an_input_in_service_waits_for_its_own_end() {
+        let mut pic = initialised(1);
+        pic.set_line(4, true);
+        assert_eq!(pic.acknowledge(), 0x34);
+        pic.set_line(4, false);
+        pic.set_line(4, true);
+        assert!(!pic.output());
+        pic.write(0, 0x64);
+        assert_eq!(pic.acknowledge(), 0x34);
+    }
+
+    #[test]
     fn interrupts_of_the_slave_follow_one_another() {
         let mut pic = initialised(1);
         pic.set_line(8, true);
