@@ -1,1 +1,30 @@
-//! A machine: vCPU threads, memory, bus and devices wired to a board, and its lifecycle.
+//! A machine: vCPU threads, memory, and devices wired to a board.
+//!
+//! Floor 4 of the house. A [`Machine`] is made from a [`MachineConfig`], the one source of truth about what it is to be.
+//! It chooses an engine, loads the kernel, and runs one thread for each vCPU and one for the devices' deadlines; a
+//! [`MachineHandle`] pauses, resumes, resets and stops it from any thread, and [`Machine::wait`] gives its [`Outcome`]. It
+//! knows nothing of terminals: its serial console is a [`ConsoleOutput`] that it writes to and a [`ConsoleInput`] that is
+//! written to.
+
+#![forbid(unsafe_code)]
+
+mod board;
+mod config;
+mod console;
+mod engines;
+mod error;
+mod lifecycle;
+mod machine;
+mod outcome;
+mod power_on;
+mod size;
+mod vcpu;
+
+pub use config::{
+    BadChoice, ConfigError, ConsoleChoice, DEFAULT_CMDLINE, EngineChoice, MOST_CPUS, MachineConfig,
+};
+pub use console::{ConsoleInput, ConsoleOutput};
+pub use error::MachineError;
+pub use machine::{Machine, MachineHandle};
+pub use outcome::{Crash, Outcome};
+pub use size::{BadSize, Size};

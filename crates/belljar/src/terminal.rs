@@ -1,0 +1,88 @@
+//! The terminal: raw while a guest has it, and as it was found whenever the process ends or panics.
+//!
+//! Only SIGKILL leaves it raw, since nothing can be done then; `reset` or `stty sane` helps.
+
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
+use std::io::{self, Write, stderr, stdin};
+use std::sync::{Mutex, PoisonError};
+
+/// The settings to restore, while the terminal is raw.
+static FOUND: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// Keeps the terminal raw while it lives.
+#[derive(Debug)]
+pub struct RawTerminal(());
+
+impl RawTerminal {
+    /// Makes the terminal on standard input raw; `None` if there is none.
+    pub fn enter() -> io::Result<Option<Self>> {
+        let stdin = stdin();
+        if !isatty(&stdin) {
+            return Ok(None);
+        }
+        let found = tcgetattr(&stdin)?;
+        let mut raw = found.clone();
+        raw.make_raw();
+        *FOUND.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+        tcsetattr(&stdin, OptionalActions::Now, &raw)?;
+        Ok(Some(Self(())))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+/// Restores the terminal if it is raw. It may be called from any thread, any number of times.
+pub fn restore() {
+    let found = FOUND.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(found) = found {
+        // There is nobody to tell if the terminal has gone away.
+        let _ = tcsetattr(stdin(), OptionalActions::Now, &found);
+    }
+}
+
+/// Restores the terminal before a panic's message is printed.
+pub fn restore_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        restore();
+        print(info);
+    }));
+}
+
+/// Standard error with line ends that a raw terminal needs too.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Messages;
+
+impl Write for Messages {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let raw = FOUND
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some();
+        if !raw {
+            return stderr().write(bytes);
+        }
+        let mut text = Vec::with_capacity(bytes.len() + 8);
+        for byte in bytes {
+            if *byte == b'\n' {
+                text.push(b'\r');
+            }
+            text.push(*byte);
+        }
+        stderr().write_all(&text)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        stderr().flush()
+    }
+}
+
+/// Prints a message for the user. A standard error that is closed loses it.
+pub fn message(text: &str) {
+    let _ = writeln!(Messages, "belljar: {text}");
+}

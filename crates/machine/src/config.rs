@@ -1,0 +1,327 @@
+//! What a machine is to be: the one source of truth behind the command line's flags and the file format.
+
+use crate::Size;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use thiserror::Error;
+
+/// The most vCPUs that a machine can have: local APIC identifiers of 8 bits, less the one that means all.
+pub const MOST_CPUS: u32 = 255;
+/// The command line of a kernel for which none is given: messages go to the serial console.
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
+/// The longest command line, in bytes. Linux itself takes 2047.
+const LONGEST_CMDLINE: usize = 65535;
+
+/// Everything that is to be said about a machine before it is made.
+///
+/// In TOML the keys are those of the command line's flags (`debug-exit = true`). A key that does not exist is an error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct MachineConfig {
+    /// The machine's name, for messages and for the names of its threads.
+    pub name: String,
+    /// The kernel: a Linux bzImage, an ELF vmlinux, or a multiboot 1 image.
+    pub kernel: Option<PathBuf>,
+    /// The initial RAM filesystem.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: Option<String>,
+    /// The Debian suite of the guest that Belljar makes itself where there is no kernel.
+    pub suite: Option<String>,
+    /// The size of the RAM.
+    pub memory: Size,
+    /// The number of vCPUs.
+    pub cpus: u32,
+    /// What runs the guest's code.
+    pub engine: EngineChoice,
+    /// Where the guest's serial console goes.
+    pub console: ConsoleChoice,
+    /// Whether a write to port 0xf4 ends the machine.
+    pub debug_exit: bool,
+    /// Whether a reset ends the machine instead of starting it anew.
+    pub no_reboot: bool,
+}
+
+impl Default for MachineConfig {
+    fn default() -> Self {
+        Self {
+            name: "belljar".to_owned(),
+            kernel: None,
+            initrd: None,
+            cmdline: None,
+            suite: None,
+            memory: Size::mib(1024),
+            cpus: 1,
+            engine: EngineChoice::Auto,
+            console: ConsoleChoice::Stdio,
+            debug_exit: false,
+            no_reboot: false,
+        }
+    }
+}
+
+impl MachineConfig {
+    /// Reads a configuration from a TOML file; what it does not say is as in [`MachineConfig::default`].
+    ///
+    /// # Errors
+    /// [`ConfigError::Read`] and [`ConfigError::Syntax`].
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        toml::from_str(&text).map_err(|source| ConfigError::Syntax {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })
+    }
+
+    /// Checks what no single field can tell.
+    ///
+    /// # Errors
+    /// What is wrong, as a [`ConfigError`].
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if !(1..=MOST_CPUS).contains(&self.cpus) {
+            return Err(ConfigError::Cpus(self.cpus));
+        }
+        if self.name.is_empty() || !self.name.chars().all(|c| c.is_ascii_graphic() && c != '/') {
+            return Err(ConfigError::Name(self.name.clone()));
+        }
+        if self.kernel.is_none() && self.initrd.is_some() {
+            return Err(ConfigError::InitrdWithoutKernel);
+        }
+        if self.kernel.is_some() && self.suite.is_some() {
+            return Err(ConfigError::SuiteWithKernel);
+        }
+        match &self.cmdline {
+            Some(line) if line.len() > LONGEST_CMDLINE || line.contains('\0') => {
+                Err(ConfigError::Cmdline(line.len()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The kernel's command line, [`DEFAULT_CMDLINE`] if none was given.
+    pub fn cmdline(&self) -> &str {
+        self.cmdline.as_deref().unwrap_or(DEFAULT_CMDLINE)
+    }
+}
+
+/// Why a configuration is not one of a machine.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read the configuration {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The host's error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or says something that does not exist.
+    #[error("the configuration {} is not valid", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// A number of vCPUs that no machine has.
+    #[error("a machine cannot have {0} vCPUs (1 to {MOST_CPUS})")]
+    Cpus(u32),
+    /// A name that would not do as a file name.
+    #[error("{0:?} is no name for a machine (printable ASCII without spaces and slashes)")]
+    Name(String),
+    /// An initial RAM filesystem for a kernel that Belljar chooses.
+    #[error("an initrd needs its kernel: give --kernel too")]
+    InitrdWithoutKernel,
+    /// A suite to take a kernel from although one was given.
+    #[error("--suite chooses the guest that Belljar makes itself; it cannot go with --kernel")]
+    SuiteWithKernel,
+    /// A command line that cannot be handed to a kernel.
+    #[error("the command line of {0} bytes is too long or contains a zero byte")]
+    Cmdline(usize),
+}
+
+/// A text that is none of the values that a setting can have.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{given:?} is not one of {possible}")]
+pub struct BadChoice {
+    given: String,
+    possible: &'static str,
+}
+
+/// The engine to run a machine with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineChoice {
+    /// The best one that this host and this version have.
+    #[default]
+    Auto,
+    /// The binary translator.
+    Translator,
+    /// The reference interpreter.
+    Interpreter,
+    /// The host's hardware virtualization.
+    Kvm,
+}
+
+impl EngineChoice {
+    /// The name as the command line and the file give it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Translator => "translator",
+            Self::Interpreter => "interpreter",
+            Self::Kvm => "kvm",
+        }
+    }
+}
+
+impl FromStr for EngineChoice {
+    type Err = BadChoice;
+
+    fn from_str(text: &str) -> Result<Self, BadChoice> {
+        [Self::Auto, Self::Translator, Self::Interpreter, Self::Kvm]
+            .into_iter()
+            .find(|choice| choice.name() == text)
+            .ok_or_else(|| BadChoice {
+                given: text.to_owned(),
+                possible: "auto, translator, interpreter, kvm",
+            })
+    }
+}
+
+impl fmt::Display for EngineChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Where a guest's serial console goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum ConsoleChoice {
+    /// Standard input and output.
+    #[default]
+    Stdio,
+    /// A new pseudo-terminal.
+    Pty,
+    /// Output to a file; no input.
+    File(PathBuf),
+    /// A Unix socket that clients connect to.
+    Unix(PathBuf),
+}
+
+impl FromStr for ConsoleChoice {
+    type Err = BadChoice;
+
+    fn from_str(text: &str) -> Result<Self, BadChoice> {
+        match text.split_once('=') {
+            None if text == "stdio" => Ok(Self::Stdio),
+            None if text == "pty" => Ok(Self::Pty),
+            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
+            _ => Err(BadChoice {
+                given: text.to_owned(),
+                possible: "stdio, pty, file=PATH, unix=PATH",
+            }),
+        }
+    }
+}
+
+impl TryFrom<String> for ConsoleChoice {
+    type Error = BadChoice;
+
+    fn try_from(text: String) -> Result<Self, BadChoice> {
+        text.parse()
+    }
+}
+
+impl From<ConsoleChoice> for String {
+    fn from(choice: ConsoleChoice) -> Self {
+        choice.to_string()
+    }
+}
+
+impl fmt::Display for ConsoleChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdio => f.write_str("stdio"),
+            Self::Pty => f.write_str("pty"),
+            Self::File(path) => write!(f, "file={}", path.display()),
+            Self::Unix(path) => write!(f, "unix={}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_is_the_default_machine() {
+        assert_eq!(
+            toml::from_str::<MachineConfig>("").unwrap(),
+            MachineConfig::default()
+        );
+    }
+
+    #[test]
+    fn a_file_says_what_the_flags_say() {
+        let config: MachineConfig = toml::from_str(
+            "kernel = \"/boot/vmlinuz\"\nmemory = \"512M\"\ncpus = 2\nengine = \"interpreter\"\n\
+             console = \"file=/tmp/log\"\ndebug-exit = true\nno-reboot = true\n",
+        )
+        .unwrap();
+        assert_eq!(config.memory.bytes(), 512 << 20);
+        assert_eq!(config.engine, EngineChoice::Interpreter);
+        assert_eq!(config.console, ConsoleChoice::File("/tmp/log".into()));
+        assert!(config.debug_exit && config.no_reboot);
+        config.validate().unwrap();
+    }
+
+    #[test]
+    fn a_configuration_survives_being_written() {
+        let config = MachineConfig {
+            console: ConsoleChoice::Unix("/run/c.sock".into()),
+            cmdline: Some("quiet".to_owned()),
+            ..MachineConfig::default()
+        };
+        let text = toml::to_string(&config).unwrap();
+        assert_eq!(toml::from_str::<MachineConfig>(&text).unwrap(), config);
+    }
+
+    #[test]
+    fn unknown_keys_and_values_are_errors() {
+        for text in [
+            "colour = \"red\"",
+            "debug_exit = true",
+            "engine = \"warp\"",
+            "memory = \"much\"",
+            "console = \"file=\"",
+            "console = \"vga\"",
+        ] {
+            assert!(toml::from_str::<MachineConfig>(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn machines_that_cannot_be_are_refused() {
+        let with = |change: fn(&mut MachineConfig)| {
+            let mut config = MachineConfig::default();
+            change(&mut config);
+            config.validate()
+        };
+        assert!(with(|c| c.cpus = 0).is_err());
+        assert!(with(|c| c.cpus = 256).is_err());
+        assert!(with(|c| c.name = "a b".to_owned()).is_err());
+        assert!(with(|c| c.initrd = Some("x".into())).is_err());
+        assert!(with(|c| c.cmdline = Some("a\0b".to_owned())).is_err());
+        assert!(with(|_| ()).is_ok());
+    }
+}

@@ -1,0 +1,70 @@
+//! Why a machine could not be made, or not go on.
+
+use crate::{ConfigError, EngineChoice};
+use belljar_boot::BootError;
+use belljar_devices::bus::BusError;
+use belljar_engine::EngineError;
+use belljar_memory::MemoryError;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// Why a machine could not be made, or not go on.
+#[derive(Debug, Error)]
+pub enum MachineError {
+    /// The configuration is not one of a machine.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// There is no kernel to boot.
+    #[error("there is no kernel to boot: give one with --kernel")]
+    NoKernel,
+    /// An engine that does not exist yet.
+    #[error("this version of Belljar has no engine {0}: use --engine interpreter or auto")]
+    EngineMissing(EngineChoice),
+    /// The engine cannot run here, or failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// No RAM.
+    #[error("cannot make the guest's memory (see --memory)")]
+    Memory(#[source] MemoryError),
+    /// A kernel or an initial RAM filesystem that cannot be read.
+    #[error("cannot read the {what} {}", path.display())]
+    Read {
+        /// What the file is.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The host's error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The firmware's tables do not fit.
+    #[error("cannot install the firmware's tables")]
+    Firmware(#[source] BootError),
+    /// The kernel cannot be booted.
+    #[error("cannot boot {}", path.display())]
+    Boot {
+        /// The kernel.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: BootError,
+    },
+    /// Two devices at one place.
+    #[error("the board's devices do not fit together")]
+    Board(#[from] BusError),
+    /// The host has no randomness.
+    #[error("the host gives no randomness")]
+    Entropy(#[source] std::io::Error),
+    /// The host gave no thread.
+    #[error("cannot start the thread {name}")]
+    Thread {
+        /// The thread's name.
+        name: String,
+        /// The host's error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A fault of Belljar itself.
+    #[error("a vCPU's thread failed; this is a fault of Belljar, please report it")]
+    VcpuPanicked,
+}

@@ -1,0 +1,206 @@
+//! The stages of a machine's life, and how its vCPU threads move from one to the next together.
+//!
+//! Every vCPU thread is either running guest code or *parked* in [`Lifecycle::park`]. Whoever wants something of the whole
+//! machine sets the goal and raises [`Reason::STOP`] for every vCPU; the threads park.
+//! What needs all of them to stand still (a pause that is complete, a reset) happens when the last one has parked. So
+//! pause, reset and stop are one mechanism.
+
+use crate::{MachineError, Outcome};
+use belljar_engine::{Attention, Reason};
+use belljar_x86::CpuState;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// What the machine is to do.
+#[derive(Debug)]
+enum Goal {
+    Run,
+    Pause,
+    End(Outcome),
+}
+
+#[derive(Debug)]
+struct Stage {
+    goal: Goal,
+    /// A reset comes before the goal.
+    reset_due: bool,
+    /// A thread is carrying out a reset.
+    resetting: bool,
+    /// How many vCPU threads there are, and how many of them are parked.
+    threads: usize,
+    parked: usize,
+    /// States that a reset gave and that the vCPUs' threads have yet to take.
+    states: Vec<Option<Box<CpuState>>>,
+}
+
+impl Stage {
+    fn stands_still(&self) -> bool {
+        self.parked == self.threads && !self.reset_due && !self.resetting
+    }
+
+    /// Takes over what a reset gave.
+    fn install(&mut self, states: Result<Vec<CpuState>, MachineError>) {
+        match states {
+            Ok(states) => {
+                self.states = states.into_iter().map(|s| Some(Box::new(s))).collect();
+            }
+            Err(error) => self.end(Outcome::Failed(error)),
+        }
+    }
+
+    fn end(&mut self, outcome: Outcome) {
+        if !matches!(self.goal, Goal::End(_)) {
+            self.goal = Goal::End(outcome);
+        }
+    }
+}
+
+/// Where a machine is in its life. See the [module](self).
+#[derive(Debug)]
+pub(crate) struct Lifecycle {
+    stage: Mutex<Stage>,
+    changed: Condvar,
+    attention: Arc<[Attention]>,
+}
+
+/// What a vCPU thread does after it was parked.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// Run guest code, from another state than before if there is one.
+    Run(Option<Box<CpuState>>),
+    /// End.
+    End,
+}
+
+impl Lifecycle {
+    /// A machine that is paused and has no vCPU threads yet.
+    pub fn new(attention: Arc<[Attention]>) -> Self {
+        Self {
+            stage: Mutex::new(Stage {
+                goal: Goal::Pause,
+                reset_due: false,
+                resetting: false,
+                threads: 0,
+                parked: 0,
+                states: vec![None; attention.len()],
+            }),
+            changed: Condvar::new(),
+            attention,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Stage> {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the stage and calls all vCPU threads in to look at it.
+    fn call_in(&self, change: impl FnOnce(&mut Stage)) {
+        let mut stage = self.lock();
+        change(&mut stage);
+        for attention in self.attention.iter() {
+            attention.raise(Reason::STOP);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Says that there will be `threads` vCPU threads.
+    pub fn expect(&self, threads: usize) {
+        self.lock().threads = threads;
+        self.changed.notify_all();
+    }
+
+    /// Whether the vCPUs are to stand still.
+    pub fn is_paused(&self) -> bool {
+        matches!(self.lock().goal, Goal::Pause)
+    }
+
+    /// Lets the vCPUs run. An ended machine stays ended.
+    pub fn resume(&self) {
+        let mut stage = self.lock();
+        if matches!(stage.goal, Goal::Pause) {
+            stage.goal = Goal::Run;
+            self.changed.notify_all();
+        }
+    }
+
+    /// Stops the vCPUs and comes back when all stand still, or the machine has ended.
+    pub fn pause(&self) {
+        self.call_in(|stage| {
+            if matches!(stage.goal, Goal::Run) {
+                stage.goal = Goal::Pause;
+            }
+        });
+        let mut stage = self.lock();
+        while matches!(stage.goal, Goal::Pause) && !stage.stands_still() {
+            stage = self.wait(stage);
+        }
+    }
+
+    /// Resets the machine at the next moment at which all vCPUs stand still.
+    pub fn request_reset(&self) {
+        self.call_in(|stage| stage.reset_due = true);
+    }
+
+    /// Ends the machine. The first outcome counts.
+    pub fn end(&self, outcome: Outcome) {
+        self.call_in(|stage| stage.end(outcome));
+    }
+
+    /// Comes back when the machine has ended and every vCPU thread is parked for good.
+    pub fn wait_for_end(&self) {
+        let mut stage = self.lock();
+        while !matches!(stage.goal, Goal::End(_)) || stage.parked < stage.threads {
+            stage = self.wait(stage);
+        }
+    }
+
+    /// The outcome of an ended machine.
+    pub fn take_outcome(&self) -> Outcome {
+        let mut stage = self.lock();
+        match std::mem::replace(&mut stage.goal, Goal::End(Outcome::Stopped)) {
+            Goal::End(outcome) => outcome,
+            Goal::Run | Goal::Pause => Outcome::Stopped,
+        }
+    }
+
+    fn wait<'a>(&self, stage: MutexGuard<'a, Stage>) -> MutexGuard<'a, Stage> {
+        self.changed
+            .wait(stage)
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Parks the thread of vCPU `id` until it is to run or to end. The last thread to park
+    /// carries out a reset that is due: `reset` gives the states from which the vCPUs start anew.
+    pub fn park(&self, id: usize, reset: impl Fn() -> Result<Vec<CpuState>, MachineError>) -> Next {
+        let mut stage = self.lock();
+        stage.parked += 1;
+        self.changed.notify_all();
+        loop {
+            if matches!(stage.goal, Goal::End(_)) {
+                return Next::End;
+            }
+            if stage.reset_due && stage.parked == stage.threads {
+                stage.reset_due = false;
+                stage.resetting = true;
+                drop(stage);
+                let states = reset();
+                stage = self.lock();
+                stage.resetting = false;
+                stage.install(states);
+                self.changed.notify_all();
+            } else if stage.reset_due || stage.resetting || matches!(stage.goal, Goal::Pause) {
+                stage = self.wait(stage);
+            } else {
+                stage.parked -= 1;
+                self.attention[id].clear(Reason::STOP);
+                return Next::Run(stage.states.get_mut(id).and_then(Option::take));
+            }
+        }
+    }
+
+    /// Counts the thread of a vCPU, which did not reach [`park`](Self::park), as parked for good.
+    pub fn lose(&self) {
+        self.end(Outcome::Failed(MachineError::VcpuPanicked));
+        self.lock().parked += 1;
+        self.changed.notify_all();
+    }
+}

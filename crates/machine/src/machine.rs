@@ -1,0 +1,265 @@
+//! A machine, from its configuration to its end.
+
+use crate::board::{Attachments, MachineBoard};
+use crate::console::{ConsoleInput, ConsoleOutput};
+use crate::lifecycle::Lifecycle;
+use crate::power_on::PowerOn;
+use crate::vcpu::VcpuThread;
+use crate::{MachineConfig, MachineError, Outcome, engines};
+use belljar_clock::{Clock, Entropy, HostClock, HostEntropy};
+use belljar_devices::timers::Timers;
+use belljar_engine::{Attention, Board, Engine, VcpuSetup};
+use belljar_memory::GuestMemory;
+use belljar_x86::CpuState;
+use belljar_x86::cpuid::{CpuidConfig, CpuidModel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Builder, JoinHandle};
+
+/// A virtual machine. It is made paused; [`MachineHandle::resume`] starts it, [`wait`](Self::wait) comes back when it has
+/// ended. Dropping it stops it.
+#[derive(Debug)]
+pub struct Machine {
+    engine: &'static str,
+    handle: MachineHandle,
+    input: ConsoleInput,
+    vcpus: Vec<JoinHandle<()>>,
+}
+
+impl Machine {
+    /// Makes the machine of `config`, whose serial console prints to `output`, with its kernel in memory.
+    ///
+    /// # Errors
+    /// A [`MachineError`]: what the host refuses, what the configuration gets wrong, a kernel that cannot be booted.
+    pub fn new(
+        config: &MachineConfig,
+        output: Arc<dyn ConsoleOutput>,
+    ) -> Result<Self, MachineError> {
+        config.validate()?;
+        let engine = engines::choose(config.engine)?;
+        let memory = GuestMemory::new(config.memory.bytes()).map_err(MachineError::Memory)?;
+        let entropy = HostEntropy::new().map_err(MachineError::Entropy)?;
+        let clock: Arc<dyn Clock> = Arc::new(HostClock::new());
+        clock.pause();
+        let attention: Arc<[Attention]> = (0..config.cpus).map(|_| Attention::new()).collect();
+        let lifecycle = Arc::new(Lifecycle::new(Arc::clone(&attention)));
+        let timers = Timers::new(Arc::clone(&clock));
+        let cpuid = Arc::new(CpuidModel::new(&CpuidConfig {
+            cpus: config.cpus,
+            tsc_hz: clock.tsc_hz(),
+            avx512: false,
+        }));
+        let board = MachineBoard::new(
+            config,
+            Attachments {
+                memory: memory.clone(),
+                clock: Arc::clone(&clock),
+                attention: Arc::clone(&attention),
+                lifecycle: Arc::clone(&lifecycle),
+                timers: Arc::clone(&timers),
+                output,
+            },
+        )?;
+        let power_on = Arc::new(PowerOn::new(
+            config,
+            memory.clone(),
+            Arc::clone(&board),
+            Arc::clone(&attention),
+            Arc::clone(&cpuid),
+        )?);
+        let states = power_on.reset()?;
+        let mut machine = Self {
+            engine: engine.name(),
+            input: board.console_input(),
+            handle: MachineHandle(Arc::new(Inner {
+                name: config.name.clone(),
+                lifecycle: Arc::clone(&lifecycle),
+                clock: Arc::clone(&clock),
+                timers,
+                board: Arc::clone(&board),
+                timer_thread: Mutex::new(None),
+            })),
+            vcpus: Vec::new(),
+        };
+        let setup = VcpuSetup {
+            id: 0,
+            memory,
+            board: Arc::<MachineBoard>::clone(&board) as Arc<dyn Board>,
+            attention,
+            cpuid,
+            clock,
+            entropy: Arc::new(entropy) as Arc<dyn Entropy>,
+            state: CpuState::reset(0),
+        };
+        machine.start_vcpus(&*engine, &setup, states, &lifecycle, &power_on)?;
+        Ok(machine)
+    }
+
+    /// Makes a vCPU for each of `states` and starts the threads, which wait for the machine to be resumed.
+    fn start_vcpus(
+        &mut self,
+        engine: &dyn Engine,
+        setup: &VcpuSetup,
+        states: Vec<CpuState>,
+        lifecycle: &Arc<Lifecycle>,
+        power_on: &Arc<PowerOn>,
+    ) -> Result<(), MachineError> {
+        let mut threads = Vec::new();
+        for (id, state) in (0..).zip(states) {
+            let vcpu = engine.create_vcpu(VcpuSetup {
+                id,
+                state,
+                ..setup.clone()
+            })?;
+            threads.push(VcpuThread {
+                id,
+                vcpu,
+                attention: Arc::clone(&setup.attention),
+                lifecycle: Arc::clone(lifecycle),
+                power_on: Arc::clone(power_on),
+                signature: setup.cpuid.signature(),
+            });
+        }
+        lifecycle.expect(threads.len());
+        for thread in threads {
+            let name = format!("vcpu {}", thread.id);
+            match spawn(name, move || thread.run()) {
+                Ok(handle) => self.vcpus.push(handle),
+                Err(error) => {
+                    lifecycle.expect(self.vcpus.len());
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The name of the engine that runs the machine.
+    pub fn engine(&self) -> &'static str {
+        self.engine
+    }
+
+    /// What controls the machine from other threads.
+    pub fn handle(&self) -> MachineHandle {
+        self.handle.clone()
+    }
+
+    /// The input of the serial console.
+    pub fn console_input(&self) -> ConsoleInput {
+        self.input.clone()
+    }
+
+    /// Waits until the machine has ended, and tells how. None of its threads is left then.
+    pub fn wait(mut self) -> Outcome {
+        self.join();
+        self.handle.0.lifecycle.take_outcome()
+    }
+
+    fn join(&mut self) {
+        let inner = &self.handle.0;
+        inner.lifecycle.wait_for_end();
+        for thread in self.vcpus.drain(..) {
+            // The thread of a vCPU that panicked has ended the machine itself, and said so.
+            let _ = thread.join();
+        }
+        inner.stop_timers();
+        self.input.close();
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.handle.stop();
+        self.join();
+    }
+}
+
+/// Controls a machine. It can be cloned and used from any thread, also after the machine's end.
+#[derive(Clone, Debug)]
+pub struct MachineHandle(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    name: String,
+    lifecycle: Arc<Lifecycle>,
+    clock: Arc<dyn Clock>,
+    timers: Arc<Timers>,
+    board: Arc<MachineBoard>,
+    /// The thread that serves the devices' deadlines while the machine runs. Held while pausing and resuming, so that
+    /// these do not overlap.
+    timer_thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl MachineHandle {
+    /// Lets the machine run. It does nothing to one that runs or has ended.
+    pub fn resume(&self) {
+        let inner = &self.0;
+        let mut timer_thread = inner.lock_timer_thread();
+        if timer_thread.is_some() || !inner.lifecycle.is_paused() {
+            return;
+        }
+        let (timers, sources) = (Arc::clone(&inner.timers), inner.board.timed());
+        match spawn("timers".to_owned(), move || timers.run(&sources)) {
+            Ok(thread) => *timer_thread = Some(thread),
+            Err(error) => {
+                inner.lifecycle.end(Outcome::Failed(error));
+                return;
+            }
+        }
+        inner.clock.resume();
+        tracing::debug!(name = inner.name, "running");
+        inner.lifecycle.resume();
+    }
+
+    /// Stops all vCPUs and machine time; comes back when they stand still.
+    pub fn pause(&self) {
+        let inner = &self.0;
+        let mut timer_thread = inner.lock_timer_thread();
+        if timer_thread.is_none() {
+            return;
+        }
+        inner.lifecycle.pause();
+        inner.clock.pause();
+        inner.stop(&mut timer_thread);
+        tracing::debug!(name = inner.name, "paused");
+    }
+
+    /// Resets the machine as its reset button would.
+    pub fn reset(&self) {
+        self.0.lifecycle.request_reset();
+    }
+
+    /// Ends the machine, whatever the guest does: [`Outcome::Stopped`].
+    pub fn stop(&self) {
+        self.0.lifecycle.end(Outcome::Stopped);
+    }
+}
+
+impl Inner {
+    fn lock_timer_thread(&self) -> std::sync::MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.timer_thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stop_timers(&self) {
+        self.stop(&mut self.lock_timer_thread());
+    }
+
+    fn stop(&self, timer_thread: &mut Option<JoinHandle<()>>) {
+        if let Some(thread) = timer_thread.take() {
+            self.timers.stop();
+            // A panic there was printed; the machine goes on or ends without it.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn spawn(
+    name: String,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, MachineError> {
+    Builder::new()
+        .name(name.clone())
+        .spawn(body)
+        .map_err(|source| MachineError::Thread { name, source })
+}

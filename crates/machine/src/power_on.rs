@@ -1,0 +1,152 @@
+//! What a PC does between power-on and the kernel's first instruction: devices as after reset, the firmware's tables and
+//! the kernel in memory, the processors at their starting points.
+
+use crate::board::MachineBoard;
+use crate::{MachineConfig, MachineError};
+use belljar_boot::{
+    Firmware, IoApic, Payload, Platform, PowerManagement, ResetRegister, Rtc, SerialPort,
+};
+use belljar_devices::layout;
+use belljar_engine::{Attention, Reason};
+use belljar_memory::GuestMemory;
+use belljar_x86::CpuState;
+use belljar_x86::cpuid::CpuidModel;
+use belljar_x86::state::Activity;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What is needed to start a machine, the first time and again after a reset.
+#[derive(Debug)]
+pub(crate) struct PowerOn {
+    memory: GuestMemory,
+    board: Arc<MachineBoard>,
+    attention: Arc<[Attention]>,
+    cpuid: Arc<CpuidModel>,
+    kernel: PathBuf,
+    initrd: Option<PathBuf>,
+    cmdline: String,
+}
+
+impl PowerOn {
+    /// What `config` says about the start of the machine that consists of the other parameters.
+    pub fn new(
+        config: &MachineConfig,
+        memory: GuestMemory,
+        board: Arc<MachineBoard>,
+        attention: Arc<[Attention]>,
+        cpuid: Arc<CpuidModel>,
+    ) -> Result<Self, MachineError> {
+        Ok(Self {
+            memory,
+            board,
+            attention,
+            cpuid,
+            kernel: config.kernel.clone().ok_or(MachineError::NoKernel)?,
+            initrd: config.initrd.clone(),
+            cmdline: config.cmdline().to_owned(),
+        })
+    }
+
+    /// Puts memory and devices as the firmware of a PC would leave them, and gives the states of the vCPUs. RAM keeps
+    /// what nothing is loaded over, as on a PC. No vCPU may run meanwhile.
+    pub fn reset(&self) -> Result<Vec<CpuState>, MachineError> {
+        for attention in self.attention.iter() {
+            attention.clear(Reason::NMI | Reason::INIT | Reason::SIPI);
+        }
+        self.board.reset();
+        let bootstrap = self.load()?;
+        let signature = self.cpuid.signature();
+        let mut application = CpuState::reset(signature);
+        application.activity = Activity::WaitForSipi;
+        belljar_boot::set_memory_types(&mut application, self.cpuid.phys_bits() as u8);
+        let mut states = vec![application; self.attention.len()];
+        if let Some(first) = states.first_mut() {
+            *first = bootstrap;
+        }
+        Ok(states)
+    }
+
+    /// Loads the firmware's tables, the kernel and its initial RAM filesystem.
+    fn load(&self) -> Result<CpuState, MachineError> {
+        let kernel = read("kernel", &self.kernel, self.memory.size())?;
+        let initrd = self
+            .initrd
+            .as_deref()
+            .map(|path| read("initrd", path, self.memory.size()))
+            .transpose()?;
+        let platform = platform(self.attention.len() as u32, self.cpuid.phys_bits() as u8);
+        let firmware =
+            Firmware::install(&self.memory, &platform).map_err(MachineError::Firmware)?;
+        let name = self.kernel.to_string_lossy();
+        let payload = Payload {
+            name: &name,
+            kernel: &kernel,
+            initrd: initrd.as_deref(),
+            cmdline: &self.cmdline,
+        };
+        let entry = belljar_boot::load(&self.memory, &payload, &firmware, self.cpuid.signature())
+            .map_err(|source| MachineError::Boot {
+            path: self.kernel.clone(),
+            source,
+        })?;
+        tracing::info!(protocol = ?entry.protocol, rip = entry.cpu.rip, "kernel loaded");
+        Ok(entry.cpu)
+    }
+}
+
+/// Reads a file to load; no more of it than shows that it does not fit in `limit` bytes.
+fn read(what: &'static str, path: &Path, limit: u64) -> Result<Vec<u8>, MachineError> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(limit.saturating_add(1)).read_to_end(&mut bytes))
+        .map_err(|source| MachineError::Read {
+            what,
+            path: path.to_owned(),
+            source,
+        })?;
+    Ok(bytes)
+}
+
+/// The board, as the firmware's tables describe it.
+fn platform(cpus: u32, physical_bits: u8) -> Platform {
+    Platform {
+        cpus,
+        physical_bits,
+        local_apic: layout::LAPIC_BASE as u32,
+        io_apic: IoApic {
+            id: layout::IOAPIC_ID,
+            address: layout::IOAPIC_BASE as u32,
+            timer_pin: layout::isa_gsi(layout::PIT_IRQ),
+        },
+        power: PowerManagement {
+            sci: layout::SCI_IRQ,
+            pm1a_event: layout::PM1A_EVENT,
+            pm1a_control: layout::PM1A_CONTROL,
+            timer: layout::PM_TIMER,
+            timer_is_32_bit: true,
+            power_button: true,
+            power_off: layout::SLEEP_TYPE_OFF,
+        },
+        reset: ResetRegister {
+            port: layout::RESET_PORT,
+            value: layout::RESET_VALUE,
+        },
+        serial: layout::SERIAL
+            .iter()
+            .zip(layout::SERIAL_IRQ)
+            .take(1)
+            .map(|(place, irq)| SerialPort {
+                port: place.base as u16,
+                irq,
+            })
+            .collect(),
+        rtc: Rtc {
+            port: layout::RTC.base as u16,
+            irq: layout::RTC_IRQ,
+            century: layout::RTC_CENTURY,
+        },
+        keyboard_controller: true,
+    }
+}
