@@ -1,0 +1,117 @@
+//! Why a guest could not be made.
+
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// Why a guest could not be made.
+#[derive(Debug, Error)]
+pub enum ImageError {
+    /// apt cannot be run.
+    #[error(
+        "the default guest is made with apt, and {program} cannot be run on this host; give a \
+         kernel and an initrd with --kernel and --initrd"
+    )]
+    NoApt {
+        /// The program.
+        program: &'static str,
+        /// What the host said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The host's apt knows no mirror of Debian.
+    #[error(
+        "apt on this host has no source of Debian's packages in {directory}, from which the \
+         default guest is made; give a kernel and an initrd with --kernel and --initrd"
+    )]
+    NoDebianSource {
+        /// Where the sources were looked for.
+        directory: PathBuf,
+    },
+    /// The name is not one of a suite.
+    #[error("{0:?} cannot be the name of a Debian suite, such as bookworm or trixie")]
+    BadSuite(String),
+    /// The keyring of the host lacks the suite's keys.
+    #[error(
+        "the signature of the suite {suite} cannot be checked: this host has none of its keys \
+         ({keys}); install the newest debian-archive-keyring package, choose another --suite, or \
+         give --kernel and --initrd"
+    )]
+    UnknownKey {
+        /// The suite.
+        suite: String,
+        /// Identifiers of the keys that signed it.
+        keys: String,
+    },
+    /// apt failed.
+    #[error(
+        "{command} failed for the suite {suite}: {message}; without apt and network, give a kernel \
+         and an initrd with --kernel and --initrd"
+    )]
+    Apt {
+        /// The command, for example `apt-get update`.
+        command: String,
+        /// The suite.
+        suite: String,
+        /// What apt said.
+        message: String,
+    },
+    /// The suite lacks a package.
+    #[error(
+        "the suite {suite} has no package {package}; choose another --suite, or give --kernel and \
+         --initrd"
+    )]
+    NoPackage {
+        /// The suite.
+        suite: String,
+        /// The package.
+        package: String,
+    },
+    /// A package is not as expected.
+    #[error("the package {file} cannot be unpacked: {problem}")]
+    BadPackage {
+        /// The name of the package's file.
+        file: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// There is no directory for the cache.
+    #[error("there is no place for the default guest: set XDG_CACHE_HOME or HOME")]
+    NoCacheDirectory,
+    /// A file could not be read or written.
+    #[error("cannot {action} {path}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// What the host said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A name that a cpio archive cannot hold.
+    #[error("{0:?} cannot be a name in a cpio archive")]
+    BadName(String),
+    /// A file that is too large for the cpio format.
+    #[error("{name} has {len} bytes, and a cpio archive holds files of less than 4 GiB")]
+    TooLarge {
+        /// The file.
+        name: String,
+        /// Its length in bytes.
+        len: usize,
+    },
+}
+
+impl ImageError {
+    /// Makes an [`ImageError::Io`] of a cause.
+    pub(crate) fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The initial RAM filesystem of the default guest: busybox and four small files.
+
+use crate::ImageError;
+use crate::cpio::Archive;
+
+/// The default kernel command line: the console is the serial port, and the kernel's messages show
+/// how far the boot is.
+pub(crate) const CMDLINE: &str = "console=ttyS0";
+
+/// The first process: mounts what programs expect, then becomes busybox's init.
+const INIT: &str = "\
+#!/bin/busybox sh
+export PATH=/sbin:/bin:/usr/sbin:/usr/bin
+/bin/busybox --install -s
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/pts
+mount -t devpts pts /dev/pts
+mount -t tmpfs tmp /tmp
+hostname belljar
+ip link set lo up
+exec /sbin/init
+";
+
+/// What init runs. Programs that end by themselves are not started again: the session ends with the
+/// machine.
+const INITTAB: &str = "\
+::once:/bin/cttyhack /etc/session
+::ctrlaltdel:/sbin/reboot
+";
+
+/// The session on the console: when its shell ends, the machine powers off.
+const SESSION: &str = "\
+#!/bin/sh
+export HOME=/root
+cd
+echo
+echo \"Linux $(uname -r) in Belljar. Leave the shell, or say poweroff, to end the machine.\"
+echo
+/bin/sh -l
+poweroff -f
+";
+
+const PROFILE: &str = "\
+export PATH=/sbin:/bin:/usr/sbin:/usr/bin
+export PS1='\\h:\\w\\$ '
+";
+
+/// Makes the archive around the bytes of a static busybox.
+pub(crate) fn build(busybox: &[u8]) -> Result<Vec<u8>, ImageError> {
+    let mut archive = Archive::new();
+    for directory in [
+        "bin", "dev", "etc", "proc", "sbin", "sys", "usr", "usr/bin", "usr/sbin", "var", "run",
+    ] {
+        archive.directory(directory, 0o755)?;
+    }
+    archive.directory("root", 0o700)?;
+    archive.directory("tmp", 0o1777)?;
+    // The kernel opens the console for the first process before that can mount /dev.
+    archive.character_device("dev/console", 0o600, (5, 1))?;
+    archive.file("bin/busybox", 0o755, busybox)?;
+    archive.file("init", 0o755, INIT.as_bytes())?;
+    archive.file("etc/inittab", 0o644, INITTAB.as_bytes())?;
+    archive.file("etc/session", 0o755, SESSION.as_bytes())?;
+    archive.file("etc/profile", 0o644, PROFILE.as_bytes())?;
+    archive.file("etc/passwd", 0o644, b"root::0:0:root:/root:/bin/sh\n")?;
+    archive.file("etc/group", 0o644, b"root:x:0:\n")?;
+    Ok(archive.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpio::tests::read;
+
+    #[test]
+    fn parents_come_before_what_is_in_them() {
+        let entries = read(&build(b"busybox").unwrap());
+        for (index, entry) in entries.iter().enumerate() {
+            if let Some((parent, _)) = entry.name.rsplit_once('/') {
+                let before = &entries[..index];
+                assert!(before.iter().any(|e| e.name == parent), "{}", entry.name);
+            }
+        }
+    }
+
+    #[test]
+    fn programs_can_be_executed_and_their_interpreter_is_there() {
+        let entries = read(&build(b"busybox").unwrap());
+        for name in ["init", "bin/busybox", "etc/session"] {
+            let entry = entries.iter().find(|e| e.name == name).unwrap();
+            assert_eq!(entry.mode, 0o100_755, "{name}");
+        }
+        let init = entries.iter().find(|e| e.name == "init").unwrap();
+        assert!(init.data.starts_with(b"#!/bin/busybox sh\n"));
+    }
+
+    #[test]
+    fn the_console_is_there_before_dev_is_mounted() {
+        let entries = read(&build(b"busybox").unwrap());
+        let console = entries.iter().find(|e| e.name == "dev/console").unwrap();
+        assert_eq!((console.mode, console.device), (0o020_600, (5, 1)));
+    }
+}

@@ -1,0 +1,294 @@
+//! The user's guests, kept so that the next run needs no network.
+//!
+//! A suite's guest is a directory that appears whole, by a rename, and is never changed except for
+//! its initrd, which is made anew when this program makes it otherwise. Deleting the directory
+//! makes the next run fetch the newest packages.
+
+use crate::apt::Apt;
+use crate::progress::Progress;
+use crate::{ImageError, deb, initramfs, sources};
+use std::fs::{self, File, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+const KERNEL_METAPACKAGE: &str = "linux-image-cloud-amd64";
+const BUSYBOX_PACKAGE: &str = "busybox-static";
+
+const KERNEL: &str = "vmlinuz";
+const BUSYBOX: &str = "busybox";
+const INITRD: &str = "initrd.cpio";
+/// Tells what the others were made of, for people.
+const PACKAGES: &str = "packages";
+
+/// A guest that is ready to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guest {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The initial RAM filesystem.
+    pub initrd: PathBuf,
+    /// The kernel command line.
+    pub cmdline: String,
+    /// The Debian suite that it was made from.
+    pub suite: String,
+}
+
+/// A directory of guests, one for each suite.
+#[derive(Clone, Debug)]
+pub struct Store {
+    directory: PathBuf,
+    apt_directory: PathBuf,
+}
+
+impl Store {
+    /// The store in the user's cache directory. XDG Base Directory Specification 0.8.
+    ///
+    /// # Errors
+    /// [`ImageError::NoCacheDirectory`] if the environment names none.
+    pub fn of_user() -> Result<Self, ImageError> {
+        let absolute = |name| {
+            std::env::var_os(name)
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute())
+        };
+        absolute("XDG_CACHE_HOME")
+            .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
+            .map(|cache| Self::at(cache.join("belljar").join("guests")))
+            .ok_or(ImageError::NoCacheDirectory)
+    }
+
+    /// The store in `directory`, which need not exist.
+    pub fn at(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: directory.into(),
+            apt_directory: PathBuf::from(sources::APT_DIRECTORY),
+        }
+    }
+
+    /// The guest of `suite`, or of the suite that the host's apt is configured for; fetched if it
+    /// is not here.
+    ///
+    /// # Errors
+    /// As for [`default_guest`](crate::default_guest).
+    pub fn guest(&self, suite: Option<&str>) -> Result<Guest, ImageError> {
+        let suite = match suite {
+            Some(suite) => suite.to_owned(),
+            None => sources::select(&self.apt_directory, None)?.suite,
+        };
+        check_suite(&suite)?;
+        fs::create_dir_all(&self.directory).map_err(ImageError::io("create", &self.directory))?;
+        let _lock = self.lock(&suite)?;
+        let home = self.directory.join(&suite);
+        if !home.is_dir() {
+            self.fetch(&suite, &home)?;
+        }
+        let initrd = refresh_initrd(&home)?;
+        Ok(Guest {
+            kernel: home.join(KERNEL),
+            initrd,
+            cmdline: initramfs::CMDLINE.to_owned(),
+            suite,
+        })
+    }
+
+    /// Waits until no other process makes the guest of `suite`. The lock ends with the file.
+    fn lock(&self, suite: &str) -> Result<File, ImageError> {
+        let path = self.directory.join(format!("{suite}.lock"));
+        let file = File::create(&path).map_err(ImageError::io("create", &path))?;
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(e)) => return Err(ImageError::io("lock", &path)(e)),
+        }
+        let progress = Progress::new();
+        progress.step(&format!(
+            "another process makes the guest of {suite}; waiting"
+        ));
+        file.lock().map_err(ImageError::io("lock", &path))?;
+        Ok(file)
+    }
+
+    /// Makes the directory `home` with the guest of `suite`.
+    fn fetch(&self, suite: &str, home: &Path) -> Result<(), ImageError> {
+        let partial = self.directory.join(format!("{suite}.partial"));
+        remove_if_there(&partial)?;
+        let result = self.fetch_to(suite, &partial).and_then(|()| {
+            let complete = partial.join("guest");
+            fs::rename(&complete, home).map_err(ImageError::io("rename", complete))
+        });
+        // What is left is of no use, also after a failure, whose cause counts more than this one's.
+        let removed = remove_if_there(&partial);
+        result.and(removed)
+    }
+
+    fn fetch_to(&self, suite: &str, partial: &Path) -> Result<(), ImageError> {
+        let sources = sources::select(&self.apt_directory, Some(suite))?;
+        let progress = Progress::new();
+        let apt = Apt::new(partial.join("apt"), &sources, &progress)?;
+        progress.step(&format!("reading the package index of Debian {suite}"));
+        apt.update()?;
+        let kernel = kernel_package(&apt, suite)?;
+        let mut versions = Vec::new();
+        let mut fetch = |package: &str| {
+            let version = apt.candidate(package)?.version;
+            progress.step(&format!("fetching {package} {version}"));
+            versions.push(format!("{package} {version}\n"));
+            apt.download(package)
+        };
+        let kernel_file = fetch(&kernel)?;
+        let busybox_file = fetch(BUSYBOX_PACKAGE)?;
+        progress.step("unpacking the kernel and busybox");
+        let is_kernel = |path: &str| {
+            path.starts_with("boot/vmlinuz-")
+                || path.starts_with("usr/lib/modules/") && path.ends_with("/vmlinuz")
+        };
+        let is_busybox = |path: &str| path == "bin/busybox" || path == "usr/bin/busybox";
+        let kernel = deb::read_file(&kernel_file, is_kernel, "kernel")?;
+        let busybox = deb::read_file(&busybox_file, is_busybox, "busybox")?;
+
+        let complete = partial.join("guest");
+        fs::create_dir(&complete).map_err(ImageError::io("create", &complete))?;
+        for (name, bytes) in [
+            (KERNEL, kernel.as_slice()),
+            (BUSYBOX, &busybox),
+            (PACKAGES, versions.concat().as_bytes()),
+        ] {
+            write_through(&complete.join(name), bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// The package that holds the stock cloud kernel of `suite`: the versioned one that the metapackage
+/// depends on, or from Debian 14 on the one that this depends on for the kernel itself.
+fn kernel_package(apt: &Apt<'_>, suite: &str) -> Result<String, ImageError> {
+    let dependency = |package: &str, prefix: &str| {
+        let mut depends = apt.candidate(package)?.depends.into_iter();
+        Ok(depends.find(|name| name.starts_with(prefix)))
+    };
+    let image =
+        dependency(KERNEL_METAPACKAGE, "linux-image-")?.ok_or_else(|| ImageError::NoPackage {
+            suite: suite.to_owned(),
+            package: format!("that {KERNEL_METAPACKAGE} depends on"),
+        })?;
+    Ok(dependency(&image, "linux-binary-")?.unwrap_or(image))
+}
+
+/// Checks that `suite` is a name that may stand in a path and in apt's configuration.
+fn check_suite(suite: &str) -> Result<(), ImageError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if suite.starts_with(|c: char| c.is_ascii_alphanumeric()) && suite.chars().all(allowed) {
+        Ok(())
+    } else {
+        Err(ImageError::BadSuite(suite.to_owned()))
+    }
+}
+
+/// Makes the initrd of the guest in `home` anew unless it is as this program makes it.
+fn refresh_initrd(home: &Path) -> Result<PathBuf, ImageError> {
+    let busybox_path = home.join(BUSYBOX);
+    let busybox = fs::read(&busybox_path).map_err(ImageError::io("read", busybox_path))?;
+    let bytes = initramfs::build(&busybox)?;
+    let path = home.join(INITRD);
+    if fs::read(&path).is_ok_and(|old| old == bytes) {
+        return Ok(path);
+    }
+    // Another guest may be starting from the old file.
+    let new = home.join(format!("{INITRD}.new"));
+    write_through(&new, &bytes)?;
+    fs::rename(&new, &path).map_err(ImageError::io("rename", new))?;
+    Ok(path)
+}
+
+/// Writes a file and has the host put it on its disk, so that a rename never shows half of it.
+fn write_through(path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
+    File::create(path)
+        .and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_all()
+        })
+        .map_err(ImageError::io("write", path))
+}
+
+fn remove_if_there(directory: &Path) -> Result<(), ImageError> {
+    match fs::remove_dir_all(directory) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(ImageError::io("remove", directory)(e))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store_with_guest(directory: &Path) -> Store {
+        let home = directory.join("guests/trixie");
+        fs::create_dir_all(&home).unwrap();
+        fs::write(home.join(KERNEL), b"kernel").unwrap();
+        fs::write(home.join(BUSYBOX), b"busybox").unwrap();
+        Store {
+            directory: directory.join("guests"),
+            apt_directory: directory.join("apt"),
+        }
+    }
+
+    #[test]
+    fn a_guest_that_is_here_needs_neither_apt_nor_network() {
+        let directory = tempfile::tempdir().unwrap();
+        let guest = store_with_guest(directory.path())
+            .guest(Some("trixie"))
+            .unwrap();
+        assert_eq!(fs::read(&guest.kernel).unwrap(), b"kernel");
+        let initrd = fs::read(&guest.initrd).unwrap();
+        assert_eq!(initrd, initramfs::build(b"busybox").unwrap());
+        assert_eq!(guest.cmdline, "console=ttyS0");
+    }
+
+    #[test]
+    fn an_initrd_is_written_again_only_if_it_differs() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store_with_guest(directory.path());
+        let path = store.guest(Some("trixie")).unwrap().initrd;
+        let written = || fs::metadata(&path).unwrap().modified().unwrap();
+        let first = written();
+        store.guest(Some("trixie")).unwrap();
+        assert_eq!(written(), first);
+        fs::write(&path, b"of an older version").unwrap();
+        store.guest(Some("trixie")).unwrap();
+        assert!(fs::read(&path).unwrap().starts_with(b"070701"));
+    }
+
+    #[test]
+    fn names_that_are_no_suites_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::at(directory.path());
+        for suite in [
+            "",
+            "..",
+            "../x",
+            "a b",
+            "a\nTrusted: yes",
+            "-o",
+            "/etc",
+            "sid.lock",
+        ] {
+            let result = store.guest(Some(suite));
+            assert!(matches!(result, Err(ImageError::BadSuite(_))), "{suite:?}");
+        }
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_host_without_sources_of_debian_is_told_the_options() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store_with_guest(directory.path());
+        for suite in [None, Some("bookworm")] {
+            let text = store.guest(suite).unwrap_err().to_string();
+            assert!(text.contains("--kernel and --initrd"), "{text}");
+        }
+        assert!(!directory.path().join("guests/bookworm").exists());
+        assert!(!directory.path().join("guests/bookworm.partial").exists());
+    }
+}
