@@ -1,9 +1,10 @@
 //! `belljar-oracle`: compares an engine with the host's own processor, instruction by instruction.
 
 use anyhow::{Context, bail};
+use belljar_interpreter::Interpreter;
 use belljar_oracle::{
-    Campaign, CampaignError, Catalogue, Generator, Host, MOST_INSTRUCTIONS, Runner, Undefined,
-    host_cpuid,
+    Campaign, CampaignError, Catalogue, Generator, Host, MOST_INSTRUCTIONS, Machine, Runner,
+    Undefined, host_cpuid,
 };
 use belljar_x86::cpuid::{CpuidConfig, CpuidModel};
 use clap::{Parser, ValueEnum};
@@ -14,6 +15,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 /// What to compare with the host.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum EngineName {
+    /// The reference engine.
+    Interpreter,
     /// The host itself: shows what does not repeat.
     Host,
 }
@@ -87,6 +90,11 @@ fn main() -> anyhow::Result<ExitCode> {
     let engine = || -> Result<Box<dyn Runner>, CampaignError> {
         match options.engine {
             EngineName::Host => Ok(Box::new(Host::new()?)),
+            EngineName::Interpreter => {
+                let engine = Arc::new(Interpreter::new());
+                let machine = Machine::new(engine, Arc::clone(&model), xcr0)?;
+                Ok(Box::new(machine))
+            }
         }
     };
     if let Some(index) = options.case {
