@@ -105,7 +105,6 @@ pub fn run(mut config: MachineConfig) -> Result<Ending> {
 /// What the end of the machine means for the process.
 fn conclude(outcome: Outcome, stopped_by: Option<StoppedBy>) -> Result<Ending> {
     match (outcome, stopped_by) {
-        (Outcome::PoweredOff | Outcome::Reset, _) => Ok(Ending::Status(0)),
         (Outcome::DebugExit(status), _) => Ok(Ending::Status(status)),
         (Outcome::Crashed(crash), _) => {
             message(&format!("the guest crashed: {crash}"));
@@ -116,6 +115,7 @@ fn conclude(outcome: Outcome, stopped_by: Option<StoppedBy>) -> Result<Ending> {
         (Outcome::Stopped, Some(StoppedBy::LostConsole(error))) => {
             Err(error).context("cannot write the guest's console, so the machine was ended")
         }
-        (Outcome::Stopped, Some(StoppedBy::Keys) | None) => Ok(Ending::Status(0)),
+        (Outcome::Stopped, Some(StoppedBy::Keys) | None)
+        | (Outcome::PoweredOff | Outcome::Reset, _) => Ok(Ending::Status(0)),
     }
 }

@@ -1,6 +1,8 @@
 //! What `belljar` answers to a command line: statuses, messages, and that standard output is the guest's alone.
 
-use std::io::Write;
+mod kernel;
+
+use kernel::{POWER_OFF, file_of, kernel, printing};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use tempfile::NamedTempFile;
@@ -25,39 +27,9 @@ fn expect(status: i32, arguments: &[&str]) -> String {
     errors
 }
 
-fn file_of(bytes: &[u8]) -> NamedTempFile {
-    let mut file = NamedTempFile::new().unwrap();
-    file.write_all(bytes).unwrap();
-    file
-}
-
 fn name(path: &Path) -> &str {
     path.to_str().unwrap()
 }
-
-/// A multiboot kernel of raw 32-bit code.
-fn kernel(code: &[u8]) -> NamedTempFile {
-    let (magic, flags, at) = (0x1bad_b002_u32, 0x1_0000_u32, 0x10_0000_u32);
-    let checksum = 0_u32.wrapping_sub(magic).wrapping_sub(flags);
-    let header = [magic, flags, checksum, at, at, 0, 0, at + 32];
-    let mut bytes: Vec<u8> = header.into_iter().flat_map(u32::to_le_bytes).collect();
-    bytes.extend(code);
-    file_of(&bytes)
-}
-
-/// mov dx, 0x3f8; then for each character: mov al, c; out dx, al.
-fn printing(text: &str) -> Vec<u8> {
-    let mut code = vec![0x66, 0xba, 0xf8, 0x03];
-    for byte in text.bytes() {
-        code.extend([0xb0, byte, 0xee]);
-    }
-    code
-}
-
-/// mov dx, 0x604; mov ax, 0x3400; out dx, ax; hlt; jmp back to hlt.
-const POWER_OFF: [u8; 13] = [
-    0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x34, 0x66, 0xef, 0xf4, 0xeb, 0xfd,
-];
 
 #[test]
 fn help_and_version_are_on_standard_output() {

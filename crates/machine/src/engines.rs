@@ -9,6 +9,10 @@ type Probe = fn() -> Result<Arc<dyn Engine>, EngineError>;
 /// The engines of this version, the best first, each with what finds out whether this host can run it.
 const ENGINES: &[(EngineChoice, Probe)] = &[(EngineChoice::Interpreter, interpreter)];
 
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "the probes of other engines can fail"
+)]
 fn interpreter() -> Result<Arc<dyn Engine>, EngineError> {
     Ok(Arc::new(belljar_interpreter::Interpreter::new()))
 }

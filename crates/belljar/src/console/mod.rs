@@ -113,7 +113,7 @@ impl Console {
                     return Ok(());
                 };
                 self.spawn("console output", move || {
-                    write_to(&outlet, file, &*requests)
+                    write_to(&outlet, file, &*requests);
                 })
             }
             Kind::Pty(pty) => {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 
 /// No guest here takes longer, by far.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 /// Where the guests are loaded.
 pub const LOADED_AT: u32 = 0x10_0000;
 /// The entry point: after the multiboot header.
