@@ -101,7 +101,8 @@ pub fn op(
     Ok((op, ends))
 }
 
-/// Instructions that older processors take for others (mostly no operation), so that no feature is asked for.
+/// Instructions that older processors take for others (mostly no operation), so that no feature is asked for,
+/// and hypercalls, which are the paravirtual interface's and not of the virtualisation that CPUID could offer.
 fn is_always_there(ins: &Instruction) -> bool {
     matches!(
         ins.mnemonic(),
@@ -114,6 +115,8 @@ fn is_always_there(ins: &Instruction) -> bool {
             | Mnemonic::Ud0
             | Mnemonic::Ud1
             | Mnemonic::Ud2
+            | Mnemonic::Vmcall
+            | Mnemonic::Vmmcall
     )
 }
 

@@ -90,6 +90,7 @@ fn query(l: &mut Lowering) -> Option<Handler> {
         Mnemonic::Rdrand | Mnemonic::Rdseed => by_size!(l.size(0), system::random),
         Mnemonic::Rdmsr => system::rdmsr,
         Mnemonic::Xgetbv => system::xgetbv,
+        Mnemonic::Vmcall | Mnemonic::Vmmcall => system::hypercall,
         Mnemonic::Pause => system::pause,
         Mnemonic::Lfence | Mnemonic::Mfence | Mnemonic::Sfence => system::fence,
         Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => system::cache_line,

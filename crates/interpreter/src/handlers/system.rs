@@ -307,6 +307,25 @@ pub fn rdpid(core: &mut Core, op: &Op) -> Step {
     Ok(Flow::Next)
 }
 
+/// What a hypercall of an unknown number gives, `-KVM_ENOSYS`.
+const NO_SUCH_HYPERCALL: i32 = -1000;
+/// What a hypercall gives to a program, `-EPERM`.
+const HYPERCALL_NOT_PERMITTED: i32 = -1;
+
+/// VMCALL, VMMCALL: the paravirtual interface's calls, by whichever of the two the guest prefers.
+///
+/// CPUID offers no feature that has a call, but drivers that find the interface try some of them
+/// unguarded (Linux's clock-pairing driver does) and take the refusal; #UD would be their end.
+pub fn hypercall(core: &mut Core, _op: &Op) -> Step {
+    let result = if core.cpu.cpl == 0 {
+        NO_SUCH_HYPERCALL
+    } else {
+        HYPERCALL_NOT_PERMITTED
+    };
+    set_whole_register(core, RAX, i64::from(result) as u64);
+    Ok(Flow::Next)
+}
+
 /// RDPMC: no counter is offered.
 pub fn rdpmc(core: &mut Core, _op: &Op) -> Step {
     Err(core.protection_fault())

@@ -52,6 +52,9 @@ pub const FS_BASE: u32 = 0xc000_0100;
 pub const GS_BASE: u32 = 0xc000_0101;
 pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
 pub const TSC_AUX: u32 = 0xc000_0103;
+/// The first of the four event selectors that all of AMD's processors have; their counters follow.
+pub const EVENT_SELECT_0: u32 = 0xc001_0000;
+pub const EVENT_COUNTER_3: u32 = 0xc001_0007;
 pub const SYSCFG: u32 = 0xc001_0010;
 pub const HWCR: u32 = 0xc001_0015;
 pub const TOP_MEM: u32 = 0xc001_001a;

@@ -3,8 +3,8 @@
 //! What the core holds is read and written here. Registers of the local APIC and the paravirtual
 //! ones belong to the board, which the outcome says. Privilege is the caller's to check.
 //!
-//! Unknown registers raise #GP, as on hardware: kernels probe for them. Registers of AMD's chipset
-//! and tuning, which kernels touch without looking, read as zero and keep nothing.
+//! Unknown registers raise #GP, as on hardware: kernels probe for them. Registers of AMD's chipset,
+//! tuning and event counting, which kernels touch without looking, read as zero and keep nothing.
 
 mod index;
 mod memory_types;
@@ -169,11 +169,14 @@ fn of_amd(cpu: &CpuState, index: u32) -> Option<u64> {
     })
 }
 
-/// Registers of AMD's chipset and tuning.
+/// Registers of AMD's chipset, tuning and event counting.
 const fn is_amd_tuning(index: u32) -> bool {
     matches!(
         index,
         i::NB_CFG
+            // Event counters, which count nothing: CPUID cannot say that there are none.
+            // APM 2, 13.2.1.
+            | i::EVENT_SELECT_0..=i::EVENT_COUNTER_3
             | i::TOP_MEM
             | i::TOP_MEM2
             | i::INTERRUPT_PENDING

@@ -53,11 +53,22 @@ fn unknown_registers_raise_general_protection_in_both_directions() {
     let mut cpu = CpuState::reset(0);
     let fault = Exception::general_protection(0);
     for model in [amd(1), intel(1)] {
-        for index in [0x400, 0xc1, 0x186, 0xc001_0000, 0xc000_0500, 0xffff_ffff] {
+        for index in [0x400, 0xc1, 0x186, 0xc001_0200, 0xc000_0500, 0xffff_ffff] {
             assert_eq!(read(&cpu, &model, index, 0), Err(fault));
             assert_eq!(write(&mut cpu, &model, index, 0, 0), Err(fault));
         }
     }
+}
+
+#[test]
+fn event_counters_of_amd_take_writes_and_count_nothing() {
+    let (mut cpu, model) = (CpuState::reset(0), amd(1));
+    for index in [0xc001_0000, 0xc001_0003, 0xc001_0004, 0xc001_0007] {
+        assert!(takes(&mut cpu, &model, index, 0x53_0076));
+        assert_eq!(value(&cpu, &model, index), Some(0), "{index:#x}");
+    }
+    assert_eq!(value(&cpu, &model, 0xc001_0008), None);
+    assert_eq!(value(&cpu, &intel(1), 0xc001_0000), None);
 }
 
 #[test]
