@@ -3,7 +3,7 @@
 #![no_main]
 
 use belljar_clock::{Clock, ManualClock};
-use belljar_devices::acpi_pm::{AcpiPm, ResetControl};
+use belljar_devices::acpi_pm::AcpiPm;
 use belljar_devices::bus::{Bus, SharedDevice};
 use belljar_devices::control::{MachineControl, PowerEvent};
 use belljar_devices::debug_exit::DebugExit;
@@ -12,6 +12,7 @@ use belljar_devices::interrupts::{Interrupts, IoApicPage, PicPorts};
 use belljar_devices::irq::{IrqLine, IrqSink};
 use belljar_devices::layout;
 use belljar_devices::paravirtual::Paravirtual;
+use belljar_devices::pci::ConfigurationPorts;
 use belljar_devices::pit::Pit;
 use belljar_devices::rtc::Rtc;
 use belljar_devices::serial::{Serial, SerialBackend};
@@ -76,7 +77,11 @@ fn devices() -> Devices {
     let pm = AcpiPm::new(line(layout::SCI_IRQ), control.clone(), clock.clone(), wake);
     let (pit, rtc) = (Arc::new(Mutex::new(pit)), Arc::new(Mutex::new(rtc)));
     let (serial, pm) = (Arc::new(Mutex::new(serial)), Arc::new(Mutex::new(pm)));
-    let keyboard = I8042::new(line(layout::KEYBOARD_IRQ), control.clone());
+    let keyboard = I8042::new(
+        line(layout::KEYBOARD_IRQ),
+        line(layout::MOUSE_IRQ),
+        control.clone(),
+    );
     let (mut ports, mut memory) = (Bus::new(), Bus::new());
     let on_ports: [(layout::Place, Arc<dyn SharedDevice>); 8] = [
         (layout::PIC, Arc::new(PicPorts(interrupts.clone()))),
@@ -86,8 +91,8 @@ fn devices() -> Devices {
         (layout::ACPI_PM, pm.clone()),
         (layout::I8042, Arc::new(Mutex::new(keyboard))),
         (
-            layout::RESET_CONTROL,
-            Arc::new(Mutex::new(ResetControl::new(control.clone()))),
+            layout::PCI_CONFIGURATION,
+            Arc::new(Mutex::new(ConfigurationPorts::new(control.clone()))),
         ),
         (
             layout::DEBUG_EXIT,

@@ -22,12 +22,14 @@ mod status {
     pub const SYSTEM: u8 = 1 << 2;
     pub const COMMAND: u8 = 1 << 3;
     pub const UNLOCKED: u8 = 1 << 4;
+    pub const AUX: u8 = 1 << 5;
     pub const TIMEOUT: u8 = 1 << 6;
 }
 
 /// Command byte (configuration).
 mod config {
     pub const KEYBOARD_IRQ: u8 = 1 << 0;
+    pub const AUX_IRQ: u8 = 1 << 1;
     pub const SYSTEM: u8 = 1 << 2;
     pub const KEYBOARD_OFF: u8 = 1 << 4;
     pub const AUX_OFF: u8 = 1 << 5;
@@ -58,6 +60,8 @@ pub struct I8042State {
     ram: Vec<u8>,
     /// The byte in the output buffer.
     output: Option<u8>,
+    /// Whether that byte is the second port's (the mouse's).
+    auxiliary: bool,
     /// The byte that was last in the output buffer: it reads again.
     last: u8,
     /// Whether the byte in the output buffer reports a timeout.
@@ -76,6 +80,7 @@ impl I8042State {
         Self {
             ram,
             output: None,
+            auxiliary: false,
             last: 0,
             timeout: false,
             command: None,
@@ -89,23 +94,33 @@ impl I8042State {
 #[derive(Debug)]
 pub struct I8042 {
     state: I8042State,
-    irq: IrqLine,
+    keyboard_irq: IrqLine,
+    mouse_irq: IrqLine,
     control: Arc<dyn MachineControl>,
 }
 
 impl I8042 {
-    /// The controller as firmware leaves it: tested, without a keyboard, A20 open. `irq` is the
-    /// keyboard's line.
-    pub fn new(irq: IrqLine, control: Arc<dyn MachineControl>) -> Self {
-        Self::restore(I8042State::new(), irq, control)
+    /// The controller as firmware leaves it: tested, nothing connected to its two ports, A20 open.
+    pub fn new(
+        keyboard_irq: IrqLine,
+        mouse_irq: IrqLine,
+        control: Arc<dyn MachineControl>,
+    ) -> Self {
+        Self::restore(I8042State::new(), keyboard_irq, mouse_irq, control)
     }
 
     /// The controller as it was saved.
-    pub fn restore(mut state: I8042State, irq: IrqLine, control: Arc<dyn MachineControl>) -> Self {
+    pub fn restore(
+        mut state: I8042State,
+        keyboard_irq: IrqLine,
+        mouse_irq: IrqLine,
+        control: Arc<dyn MachineControl>,
+    ) -> Self {
         state.ram.resize(32, 0);
         let device = Self {
             state,
-            irq,
+            keyboard_irq,
+            mouse_irq,
             control,
         };
         device.update_irq();
@@ -128,20 +143,30 @@ impl I8042 {
     }
 
     fn update_irq(&self) {
-        let enabled = self.config() & config::KEYBOARD_IRQ != 0;
-        self.irq.set(enabled && self.state.output.is_some());
+        let full = self.state.output.is_some();
+        let enabled = |bit| full && self.config() & bit != 0;
+        let mouse = self.state.auxiliary;
+        self.keyboard_irq
+            .set(enabled(config::KEYBOARD_IRQ) && !mouse);
+        self.mouse_irq.set(enabled(config::AUX_IRQ) && mouse);
     }
 
+    /// Puts a byte of the first port, or of the controller itself, into the output buffer.
     fn put(&mut self, value: u8) {
+        self.put_from(value, false);
+    }
+
+    fn put_from(&mut self, value: u8, auxiliary: bool) {
         self.state.output = Some(value);
+        self.state.auxiliary = auxiliary;
         self.state.last = value;
         self.state.timeout = false;
         self.update_irq();
     }
 
     /// A byte for a device that is not there: the controller reports that nobody took it.
-    fn send_to_device(&mut self) {
-        self.put(RESEND);
+    fn send_to_device(&mut self, auxiliary: bool) {
+        self.put_from(RESEND, auxiliary);
         self.state.timeout = true;
     }
 
@@ -150,6 +175,9 @@ impl I8042 {
         debug_assert_eq!(config::SYSTEM, status::SYSTEM);
         if self.state.output.is_some() {
             value |= status::OUTPUT_FULL;
+        }
+        if self.state.auxiliary {
+            value |= status::AUX;
         }
         if self.state.timeout {
             value |= status::TIMEOUT;
@@ -162,6 +190,7 @@ impl I8042 {
 
     fn read_data(&mut self) -> u8 {
         self.state.output = None;
+        self.state.auxiliary = false;
         self.state.timeout = false;
         self.update_irq();
         self.state.last
@@ -187,13 +216,11 @@ impl I8042 {
             }
             // Those that take a byte: RAM, output port, fake input, second port.
             0x60..=0x7f | 0xd1..=0xd4 => self.state.command = Some(command),
-            // Second port: interface test fails, as there is none.
-            0xa9 => self.put(0x01),
             0xa7 => self.set_config(config::AUX_OFF, true),
             0xa8 => self.set_config(config::AUX_OFF, false),
-            // Self test, interface test of the first port.
+            // Self test, interface tests of the second and the first port.
             0xaa => self.put(0x55),
-            0xab => self.put(0x00),
+            0xa9 | 0xab => self.put(0x00),
             0xad => self.set_config(config::KEYBOARD_OFF, true),
             0xae => self.set_config(config::KEYBOARD_OFF, false),
             // Input port: keyboard not locked. Output port.
@@ -228,10 +255,9 @@ impl I8042 {
                     self.control.request(PowerEvent::Reset);
                 }
             }
-            // As if the keyboard had sent it. The second port's bytes come back unmarked: that is
-            // how kernels learn that there is none.
-            Some(0xd2 | 0xd3) => self.put(value),
-            _ => self.send_to_device(),
+            // As if the keyboard, or the mouse, had sent it.
+            Some(command @ (0xd2 | 0xd3)) => self.put_from(value, command == 0xd3),
+            command => self.send_to_device(command == Some(0xd4)),
         }
     }
 
@@ -280,7 +306,7 @@ mod tests {
     fn controller() -> (I8042, Arc<Probe>, Arc<Requests>) {
         let (irq, line) = Probe::line();
         let requests = Requests::new();
-        let device = I8042::new(line, Arc::<Requests>::clone(&requests));
+        let device = I8042::new(line, Probe::line().1, Arc::<Requests>::clone(&requests));
         (device, irq, requests)
     }
 
@@ -316,17 +342,32 @@ mod tests {
     }
 
     #[test]
-    fn the_second_port_is_not_there() {
-        let (mut device, ..) = controller();
+    fn what_is_looped_through_the_second_port_is_marked_and_raises_the_mouse_interrupt() {
+        let (irq, line) = Probe::line();
+        let mut device = I8042::new(Probe::line().1, line, Requests::new());
+        device.write(COMMAND, &[0x60]);
+        device.write(DATA, &[config::AUX_IRQ]);
         device.write(COMMAND, &[0xd3]);
         device.write(DATA, &[0x5a]);
+        assert!(irq.level());
+        let status = device.read_register(COMMAND);
+        assert_eq!(status & 0x61, status::OUTPUT_FULL | status::AUX);
+        assert_eq!(device.read_register(DATA), 0x5a);
+        assert!(!irq.level());
+        assert_eq!(device.read_register(COMMAND) & status::AUX, 0);
+    }
+
+    #[test]
+    fn a_byte_for_the_mouse_times_out_on_the_second_port() {
+        let (mut device, irq, _) = controller();
+        device.write(COMMAND, &[0xd4]);
+        device.write(DATA, &[0xf4]);
+        let status = device.read_register(COMMAND);
         assert_eq!(
-            device.read_register(COMMAND) & 0x20,
-            0,
-            "not marked as the second port's"
+            status & 0x61,
+            status::OUTPUT_FULL | status::AUX | status::TIMEOUT
         );
-        device.write(COMMAND, &[0xa9]);
-        assert_ne!(device.read_register(DATA), 0);
+        assert!(!irq.level());
     }
 
     #[test]

@@ -42,10 +42,11 @@ pub const DEBUG_EXIT: Place = Place {
     base: 0xf4,
     ranges: &[(0xf4, 4)],
 };
-/// The chipset's reset control register. It lies within the ports of PCI's configuration mechanism.
-pub const RESET_CONTROL: Place = Place {
-    base: RESET_PORT as u64,
-    ranges: &[(RESET_PORT as u64, 1)],
+/// PCI's configuration mechanism 1: the address register and the data window, among which lies the
+/// chipset's reset control register.
+pub const PCI_CONFIGURATION: Place = Place {
+    base: 0xcf8,
+    ranges: &[(0xcf8, 8)],
 };
 /// ACPI's fixed hardware: event, control, timer and general-purpose event blocks.
 pub const ACPI_PM: Place = Place {
@@ -89,6 +90,8 @@ pub const SERIAL_IRQ: [u8; 4] = [4, 3, 4, 3];
 pub const PIT_IRQ: u8 = 0;
 /// ISA interrupt of the keyboard.
 pub const KEYBOARD_IRQ: u8 = 1;
+/// ISA interrupt of the mouse.
+pub const MOUSE_IRQ: u8 = 12;
 /// ISA interrupt of the real-time clock.
 pub const RTC_IRQ: u8 = 8;
 /// ISA interrupt of ACPI's events (SCI): level triggered. The board's lines are active high, so an

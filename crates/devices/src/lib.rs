@@ -32,6 +32,7 @@ pub mod lapic;
 pub mod layout;
 pub mod message;
 pub mod paravirtual;
+pub mod pci;
 pub mod pic;
 pub mod pit;
 pub mod rtc;

@@ -4,7 +4,7 @@ use crate::console::{ConsoleInput, ConsoleOutput, Line, PortEnd};
 use crate::lifecycle::Lifecycle;
 use crate::{MachineConfig, MachineError, Outcome};
 use belljar_clock::Clock;
-use belljar_devices::acpi_pm::{AcpiPm, ResetControl};
+use belljar_devices::acpi_pm::AcpiPm;
 use belljar_devices::bus::{Bus, Device};
 use belljar_devices::control::{MachineControl, PowerEvent};
 use belljar_devices::debug_exit::DebugExit;
@@ -13,6 +13,7 @@ use belljar_devices::interrupts::{Interrupts, IoApicPage, PicPorts};
 use belljar_devices::irq::{IrqLine, IrqSink};
 use belljar_devices::layout;
 use belljar_devices::paravirtual::Paravirtual;
+use belljar_devices::pci::ConfigurationPorts;
 use belljar_devices::pit::Pit;
 use belljar_devices::rtc::Rtc;
 use belljar_devices::serial::Serial;
@@ -47,7 +48,7 @@ pub(crate) struct MachineBoard {
     rtc: Arc<Mutex<Rtc>>,
     keyboard: Arc<Mutex<I8042>>,
     power: Arc<Mutex<AcpiPm>>,
-    reset_control: Arc<Mutex<ResetControl>>,
+    pci: Arc<Mutex<ConfigurationPorts>>,
     line: Arc<Line>,
     output: Arc<dyn ConsoleOutput>,
 }
@@ -108,14 +109,18 @@ impl MachineBoard {
                 wake(),
                 config.memory.bytes(),
             )),
-            keyboard: shared(I8042::new(irq(layout::KEYBOARD_IRQ), Arc::clone(&control))),
+            keyboard: shared(I8042::new(
+                irq(layout::KEYBOARD_IRQ),
+                irq(layout::MOUSE_IRQ),
+                Arc::clone(&control),
+            )),
             power: shared(AcpiPm::new(
                 irq(layout::SCI_IRQ),
                 Arc::clone(&control),
                 clock(),
                 wake(),
             )),
-            reset_control: shared(ResetControl::new(Arc::clone(&control))),
+            pci: shared(ConfigurationPorts::new(Arc::clone(&control))),
             interrupts,
             line,
             output: to.output,
@@ -142,8 +147,8 @@ impl MachineBoard {
         ports.attach(layout::SERIAL[0], Arc::<Mutex<Serial>>::clone(&self.serial))?;
         ports.attach(layout::ACPI_PM, Arc::<Mutex<AcpiPm>>::clone(&self.power))?;
         ports.attach(
-            layout::RESET_CONTROL,
-            Arc::<Mutex<ResetControl>>::clone(&self.reset_control),
+            layout::PCI_CONFIGURATION,
+            Arc::<Mutex<ConfigurationPorts>>::clone(&self.pci),
         )?;
         let io_apic = Arc::new(IoApicPage(Arc::clone(&self.interrupts)));
         self.physical.attach(layout::IOAPIC, io_apic)?;
@@ -176,7 +181,7 @@ impl MachineBoard {
         lock(&self.rtc).reset();
         lock(&self.keyboard).reset();
         lock(&self.power).reset();
-        lock(&self.reset_control).reset();
+        lock(&self.pci).reset();
         self.interrupts.firmware_handoff();
     }
 }
