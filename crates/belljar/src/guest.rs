@@ -4,9 +4,11 @@ use crate::terminal::message;
 use anyhow::{Context, Result};
 use belljar_machine::MachineConfig;
 
-/// Fills in the kernel, its initial RAM filesystem and its command line; a command line that was given stays.
+/// Fills in the kernel, its initial RAM filesystem and its command line, in the suite's place; a command line that was
+/// given stays.
 pub fn provide(config: &mut MachineConfig) -> Result<()> {
-    let guest = belljar_image::default_guest(config.suite.as_deref())
+    let suite = config.suite.take();
+    let guest = belljar_image::default_guest(suite.as_deref())
         .context("cannot make a guest; to run your own, give --kernel and --initrd")?;
     message(&format!("guest: Debian {}", guest.suite));
     config.kernel = Some(guest.kernel);
