@@ -430,7 +430,7 @@ impl Core {
 
     /// Turns a fault on an address that is not canonical into one of the stack.
     #[cold]
-    fn stack_fault(&mut self, fault: Fault) -> Fault {
+    pub fn stack_fault(&mut self, fault: Fault) -> Fault {
         if std::mem::take(&mut self.mmu.noncanonical) {
             self.exception = Exception::stack_fault(0);
         }

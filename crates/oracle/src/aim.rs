@@ -1,13 +1,15 @@
 //! Gives the operands of a single instruction values with which it does something: memory operands that point into the
 //! data pages, branches that lead somewhere, divisions that do not all overflow.
 
-use crate::case::Case;
+use crate::case::{Case, Registers};
 use crate::catalogue::gpr_number;
+use crate::compare::is_x87_image;
 use crate::encode::Encoded;
 use crate::generate::patch;
 use crate::layout::{ARENA, DATA, DATA_LEN, PAGE, data_offset};
 use crate::random::Random;
 use crate::state::{code_address, data_address};
+use belljar_x86::paging::is_canonical;
 use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 /// A case in the making, whose one instruction is to be aimed.
@@ -57,8 +59,11 @@ impl Aim<'_> {
     fn target(&mut self, instruction: &Instruction) -> u64 {
         let size = instruction.memory_size().size().max(1) as u64;
         let edge = DATA + PAGE as u64 * self.random.below(1 + (DATA_LEN / PAGE) as u64);
+        // Microcode goes through the large operands of x87 in an order of its own, so what it meets
+        // first at the border of canonical addresses is no matter.
+        let bordering = !is_x87_image(instruction.memory_size());
         match self.random.below(32) {
-            0 => self.random.pick(&[
+            0 if bordering => self.random.pick(&[
                 0,
                 u64::MAX,
                 0x8000_0000_0000,
@@ -79,11 +84,18 @@ impl Aim<'_> {
     fn memory(&mut self, encoded: &mut Encoded, target: u64) {
         let instruction = encoded.instruction;
         let (base, index) = (instruction.memory_base(), instruction.memory_index());
-        let target = target.wrapping_sub(match instruction.segment_prefix() {
-            Register::FS => self.case.registers.fs_base,
-            Register::GS => self.case.registers.gs_base,
+        let base_of = |registers: &Registers| match instruction.segment_prefix() {
+            Register::FS => registers.fs_base,
+            Register::GS => registers.gs_base,
             _ => 0,
-        });
+        };
+        let mut offset = target.wrapping_sub(base_of(&self.case.registers));
+        if is_canonical(target) && !is_canonical(offset) {
+            // AMD's processors want the offset to be canonical too, which the manual knows nothing
+            // of.
+            offset = DATA.wrapping_sub(base_of(&self.case.registers));
+        }
+        let target = offset;
         if instruction.is_ip_rel_memory_operand() {
             let next = self.case.registers.rip + encoded.bytes.len() as u64;
             let distance = target.wrapping_sub(next) as i64;

@@ -112,24 +112,49 @@ pub(crate) fn unit(instruction: &Instruction) -> Option<Unit> {
         EncodingKind::EVEX => Some(Unit::Avx512),
         EncodingKind::Legacy if any_register(instruction, Register::is_xmm) => Some(Unit::Sse),
         EncodingKind::Legacy if uses_mmx(instruction) => Some(Unit::Mmx),
-        EncodingKind::Legacy if uses_only_mxcsr(instruction) => Some(Unit::Sse),
+        EncodingKind::Legacy if is_mxcsr_move(instruction) || is_scalar_to_integer(instruction) => {
+            Some(Unit::Sse)
+        }
         _ => None,
     }
 }
 
-fn uses_only_mxcsr(instruction: &Instruction) -> bool {
+fn is_mxcsr_move(instruction: &Instruction) -> bool {
     matches!(
         instruction.mnemonic(),
-        Mnemonic::Ldmxcsr | Mnemonic::Stmxcsr
+        M::Ldmxcsr | M::Stmxcsr | M::Vldmxcsr | M::Vstmxcsr
+    )
+}
+
+/// Conversions to a general-purpose register, which name no vector register if their operand is in
+/// memory.
+fn is_scalar_to_integer(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.mnemonic(),
+        M::Cvtsd2si
+            | M::Cvtss2si
+            | M::Cvttsd2si
+            | M::Cvttss2si
+            | M::Vcvtsd2si
+            | M::Vcvtss2si
+            | M::Vcvttsd2si
+            | M::Vcvttss2si
+    )
+}
+
+/// Conversions to an MMX register.
+fn is_packed_to_mmx(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.mnemonic(),
+        M::Cvtpd2pi | M::Cvtps2pi | M::Cvttpd2pi | M::Cvttps2pi
     )
 }
 
 fn is_vector_extension(instruction: &Instruction) -> bool {
     any_register(instruction, Register::is_vector_register)
-        || matches!(
-            instruction.mnemonic(),
-            M::Vldmxcsr | M::Vstmxcsr | M::Vzeroall | M::Vzeroupper
-        )
+        || is_mxcsr_move(instruction)
+        || is_scalar_to_integer(instruction)
+        || matches!(instruction.mnemonic(), M::Vzeroall | M::Vzeroupper)
 }
 
 /// Families of vector instructions, without the V of VEX, that neither read nor write MXCSR. They
@@ -173,7 +198,10 @@ pub(crate) fn uses_mxcsr(instruction: &Instruction) -> bool {
     let vector = any_register(instruction, Register::is_vector_register);
     let mnemonic = instruction.mnemonic();
     if !vector {
-        return uses_only_mxcsr(instruction) || mnemonic == Mnemonic::Vstmxcsr;
+        return is_mxcsr_move(instruction)
+            || is_scalar_to_integer(instruction)
+            || is_packed_to_mmx(instruction)
+            || instruction.encoding() == EncodingKind::EVEX;
     }
     let name = format!("{mnemonic:?}");
     let name = match instruction.encoding() {
@@ -231,12 +259,44 @@ pub(crate) fn may_keep_flags(mnemonic: Mnemonic) -> bool {
     )
 }
 
+/// Whether the instruction raises a pending exception of x87 before it does anything.
+pub(crate) fn waits(instruction: &Instruction) -> bool {
+    match instruction.mnemonic() {
+        M::Wait => true,
+        M::Fninit
+        | M::Fnclex
+        | M::Fnsave
+        | M::Fnstenv
+        | M::Fnstcw
+        | M::Fnstsw
+        | M::Fndisi
+        | M::Fneni
+        | M::Fnsetpm => false,
+        _ => is_x87(instruction) || uses_mmx(instruction),
+    }
+}
+
+/// SHA extensions, which AMD's processors do not hold to alignment.
+fn is_sha(mnemonic: Mnemonic) -> bool {
+    matches!(
+        mnemonic,
+        M::Sha1msg1
+            | M::Sha1msg2
+            | M::Sha1nexte
+            | M::Sha1rnds4
+            | M::Sha256msg1
+            | M::Sha256msg2
+            | M::Sha256rnds2
+    )
+}
+
 /// What the address of the memory operand of `size` bytes must be a multiple of. SDM 2A, 2.4 and
 /// 2.8.
 pub(crate) fn alignment(instruction: &Instruction, unit: Unit, size: usize) -> u8 {
     let mnemonic = instruction.mnemonic();
     let demanded = match unit {
-        Unit::Sse if size == 16 => !matches!(
+        Unit::Sse if size == 16 && is_sha(mnemonic) => !crate::host::is_amd(),
+        Unit::Sse | Unit::Mmx if size == 16 => !matches!(
             mnemonic,
             M::Movupd
                 | M::Movups

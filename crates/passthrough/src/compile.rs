@@ -5,12 +5,12 @@ use crate::elements::Elements;
 use crate::emit::{self, Host, Plan};
 use crate::host;
 use crate::masked::Masking;
-use crate::registers::{Renaming, Usage};
+use crate::registers::{OPERAND, Renaming, Usage};
 use crate::stub::Work;
 use crate::{CompileError, Memory, Stub, Unit};
 use iced_x86::{
     Code, CodeSize, EncodingKind, Instruction, InstructionInfoFactory, InstructionInfoOptions,
-    Mnemonic, OpAccess, Register,
+    MemoryOperand, Mnemonic, OpAccess, Register,
 };
 
 /// The most bytes that an operand has: FSAVE's image has 108.
@@ -45,6 +45,8 @@ pub(crate) fn analyse(instruction: &Instruction) -> Result<Analysis, CompileErro
         unit,
         has_effects: true,
         x87_store: class::is_x87_store(instruction),
+        waits: class::waits(instruction),
+        mmx: class::uses_mmx(instruction),
         records_pointers: class::pointers(instruction) == Pointers::Record,
         x87_opcode: 0,
     };
@@ -111,7 +113,7 @@ fn special(instruction: &Instruction) -> Result<Option<(Work, Memory)>, CompileE
 }
 
 /// For MASKMOVQ: an instruction that does to x87's state what every MMX instruction does, and
-/// nothing else.
+/// nothing else but storing the data.
 fn mmx_switch(work: Work) -> Result<Option<Instruction>, CompileError> {
     let Work::MaskMove {
         data, mmx: true, ..
@@ -119,8 +121,12 @@ fn mmx_switch(work: Work) -> Result<Option<Instruction>, CompileError> {
     else {
         return Ok(None);
     };
-    let register = Register::MM0 + u32::from(data & 7);
-    let instruction = Instruction::with2(Code::Movq_mm_mmm64, register, register)
+    let (register, memory) = (
+        Register::MM0 + u32::from(data & 7),
+        MemoryOperand::with_base(OPERAND),
+    );
+    // Not a move between registers, which would set the exponent.
+    let instruction = Instruction::with2(Code::Movq_mmm64_mm, memory, register)
         .map_err(|_| CompileError::NotInnocuous)?;
     Ok(Some(without_address(&instruction)))
 }
@@ -170,6 +176,10 @@ fn without_address(instruction: &Instruction) -> Instruction {
     let mut plain = *instruction;
     plain.set_code_size(CodeSize::Code64);
     plain.set_segment_prefix(Register::None);
+    if !class::has_memory(instruction) {
+        // The second immediate of EXTRQ and INSERTQ has its place where a displacement has its.
+        return plain;
+    }
     plain.set_memory_base(Register::None);
     plain.set_memory_index(Register::None);
     plain.set_memory_index_scale(1);

@@ -107,6 +107,8 @@ impl Elements {
     ) -> Result<(), Exception> {
         for each in 0..usize::from(self.count) {
             if !self.enabled(cpu, each) {
+                // Of a vector that is the mask, processors clear more than the sign.
+                self.done(cpu, each);
                 continue;
             }
             let mut bytes = [0; 8];

@@ -107,6 +107,11 @@ pub(crate) fn exception(outcome: u64, has_simd_exceptions: bool) -> Exception {
     }
 }
 
+/// Whether a stub returned after #XM.
+pub(crate) fn is_simd(outcome: u64) -> bool {
+    (outcome as i64).wrapping_sub(1) == vector::SIMD
+}
+
 /// Installs the handler, once in the life of the process.
 fn install() -> Result<(), Error> {
     static DONE: OnceLock<Result<(), (c_int, i32)>> = OnceLock::new();

@@ -3,6 +3,13 @@
 use iced_x86::{CpuidFeature, Instruction};
 use std::arch::is_x86_feature_detected as detected;
 
+/// Whether the host is one of AMD's processors, or a Hygon, which is one too.
+pub(crate) fn is_amd() -> bool {
+    let leaf = std::arch::x86_64::__cpuid(0);
+    let vendor = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
+    matches!(vendor.as_flattened(), b"AuthenticAMD" | b"HygonGenuine")
+}
+
 /// Whether the host has AVX.
 pub(crate) fn has_avx() -> bool {
     detected!("avx")

@@ -9,9 +9,9 @@ use iced_x86::{Instruction, Mnemonic, Mnemonic as M, OpKind, Register};
 pub(crate) enum Mask {
     /// Each by its bit of an opmask register.
     Opmask { k: u8 },
-    /// One element, or a tuple of `tuple` elements, is used again and again for the bits of an
-    /// opmask register.
-    Repeated { k: u8, tuple: u8 },
+    /// One element, or a tuple of `tuple` elements, is used again and again for the first `count`
+    /// bits of an opmask register.
+    Repeated { k: u8, tuple: u8, count: u8 },
     /// As many as the opmask register has bits, next to each other: compress and expand.
     Packed { k: u8 },
     /// Each by the sign of its element in a vector register.
@@ -102,7 +102,13 @@ impl Masking {
             _ if PACKED.contains(&mnemonic) => (element, Mask::Packed { k }),
             _ if instruction.is_broadcast() || BROADCASTS.contains(&mnemonic) => {
                 let tuple = (size.size() as u8) / element.max(1);
-                (element, Mask::Repeated { k, tuple })
+                let count = if instruction.is_broadcast() {
+                    // As many elements as there would be in memory without the broadcast.
+                    instruction.code().op_code().memory_size().element_count() as u8
+                } else {
+                    (instruction.op0_register().size() as u8) / element.max(1)
+                };
+                (element, Mask::Repeated { k, tuple, count })
             }
             _ => (element, Mask::Opmask { k }),
         };
@@ -118,11 +124,9 @@ impl Masking {
         let all = ones(count);
         let elements = match self.mask {
             Mask::Opmask { k } => opmask(k) & all,
-            Mask::Repeated { k, tuple } => {
-                // The bits of a whole ZMM register: those above the vector's length are taken as
-                // set, if they are, so that more is read than need be, never less.
+            Mask::Repeated { k, tuple, count } => {
                 let tuple = usize::from(tuple).max(1);
-                let bits = opmask(k) & ones(64 / element);
+                let bits = opmask(k) & ones(usize::from(count));
                 (0..64)
                     .filter(|bit| bits >> bit & 1 != 0)
                     .fold(0, |all, bit| all | 1 << (bit % tuple))
@@ -171,13 +175,25 @@ impl Masking {
         Ok(())
     }
 
-    /// Writes the touched bytes of the operand from `bytes`.
+    /// Checks that the touched bytes of an operand of `size` bytes can be written.
+    pub(crate) fn check_write<M: OperandMemory>(
+        &self,
+        cpu: &CpuState,
+        memory: &mut M,
+        size: usize,
+    ) -> Result<(), Exception> {
+        self.runs(cpu, size)
+            .try_for_each(|(start, length)| memory.check_write(cpu, start as u64, length))
+    }
+
+    /// Writes the touched bytes of the operand from `bytes`: all of them or none.
     pub(crate) fn write<M: OperandMemory>(
         &self,
         cpu: &CpuState,
         memory: &mut M,
         bytes: &[u8],
     ) -> Result<(), Exception> {
+        self.check_write(cpu, memory, bytes.len())?;
         for (start, length) in self.runs(cpu, bytes.len()) {
             memory.write(cpu, start as u64, &bytes[start..start + length])?;
         }

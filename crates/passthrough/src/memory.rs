@@ -53,6 +53,12 @@ pub trait OperandMemory {
     /// The exception to deliver.
     fn read(&mut self, cpu: &CpuState, offset: u64, bytes: &mut [u8]) -> Result<(), Exception>;
 
+    /// Checks that a write of `size` bytes (1 to 512) would succeed.
+    ///
+    /// # Errors
+    /// The exception that it would raise.
+    fn check_write(&mut self, cpu: &CpuState, offset: u64, size: usize) -> Result<(), Exception>;
+
     /// Writes `bytes` (1 to 512 of them).
     ///
     /// # Errors

@@ -6,6 +6,9 @@ use crate::masked::Masking;
 use belljar_x86::bits::{cr0, cr4, xstate};
 use belljar_x86::{CpuState, Exception};
 
+/// Flags of x87's status word, and masks of its control word, for its exceptions.
+const X87_EXCEPTIONS: u16 = 0x3f;
+
 /// Which part of the processor an instruction belongs to: it decides what must be enabled for it.
 /// SDM 3A, 13.1; SDM 2A, 2.4 and 2.8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +68,10 @@ pub struct Stub {
     pub(crate) has_effects: bool,
     /// Whether memory stays as it is if x87 finds an unmasked exception.
     pub(crate) x87_store: bool,
+    /// Whether a pending exception of x87 comes first.
+    pub(crate) waits: bool,
+    /// Whether the instruction makes x87's registers MMX registers.
+    pub(crate) mmx: bool,
     /// Whether x87's pointers become this instruction's.
     pub(crate) records_pointers: bool,
     /// What FOP becomes: the low 3 bits of the opcode and the ModR/M byte.
@@ -84,10 +91,12 @@ impl Stub {
         self.unit
     }
 
-    /// Checks that the guest's system software has enabled the instruction's unit.
+    /// Checks that the guest's system software has enabled the instruction's unit, and that no
+    /// exception of x87 is pending that the instruction waits for: it comes before all faults of
+    /// the memory operand. SDM 1, 8.6.
     ///
     /// # Errors
-    /// #UD or #NM.
+    /// #UD, #NM or #MF.
     #[inline]
     pub fn check_enabled(&self, cpu: &CpuState) -> Result<(), Exception> {
         let task_switched = cpu.cr0 & cr0::TS != 0;
@@ -115,6 +124,10 @@ impl Stub {
         }
         if !available {
             return Err(Exception::device_not_available());
+        }
+        let x87 = &cpu.vector.x87;
+        if self.waits && x87.fsw & !x87.fcw & X87_EXCEPTIONS != 0 {
+            return Err(Exception::x87());
         }
         Ok(())
     }

@@ -263,20 +263,24 @@ impl Stubs {
         let saved = (write && stub.has_effects)
             .then(|| (cpu.gpr, cpu.rflags, Box::new(cpu.vector.clone())));
         // SAFETY: the stub is this object's, and the bounce buffer is as large as any operand.
-        unsafe { self.enter(stub, cpu, bytes.as_mut_ptr()) }?;
-        if !write || stub.x87_store && store_is_off(&cpu.vector.x87) {
-            return Ok(());
+        let result = unsafe { self.enter(stub, cpu, bytes.as_mut_ptr()) };
+        if !write {
+            return result;
         }
-        let stored = match stub.masking {
-            Some(masking) => masking.write(cpu, memory, bytes),
-            None => memory.write(cpu, 0, bytes),
+        // A fault of the operand comes before an exception of the numbers that are to be stored.
+        let is_off = result.is_err() || stub.x87_store && store_is_off(&cpu.vector.x87);
+        let stored = match (stub.masking, is_off) {
+            (Some(masking), true) => masking.check_write(cpu, memory, bytes.len()),
+            (Some(masking), false) => masking.write(cpu, memory, bytes),
+            (None, true) => memory.check_write(cpu, 0, bytes.len()),
+            (None, false) => memory.write(cpu, 0, bytes),
         };
         if let (Err(_), Some((gpr, flags, vector))) = (&stored, saved) {
             cpu.gpr = gpr;
             cpu.rflags = flags;
             cpu.vector = *vector;
         }
-        stored
+        stored.and(result)
     }
 
     /// MASKMOVQ and MASKMOVDQU.
@@ -299,18 +303,25 @@ impl Stubs {
         };
         let saved = cpu.vector.x87;
         if mmx {
-            // SAFETY: the stub is this object's, and its code touches no memory.
-            unsafe { self.enter(stub, cpu, ptr::null_mut()) }?;
+            let mut unused = Bounce([0; MAX_OPERAND]);
+            // SAFETY: the stub is this object's, and its code stores 8 bytes.
+            unsafe { self.enter(stub, cpu, unused.0.as_mut_ptr()) }?;
         }
         let (data, mask) = (vector(cpu, data), vector(cpu, mask));
-        for (each, (byte, mask)) in data.iter().zip(mask).enumerate() {
-            if mask & 0x80 == 0 {
-                continue;
-            }
-            if let Err(exception) = memory.write(cpu, each as u64, &[*byte]) {
-                cpu.vector.x87 = saved;
-                return Err(exception);
-            }
+        // Processors check all of the operand whatever the mask says, as the manual lets them.
+        let size = if mmx { 8 } else { 16 };
+        let checked = memory.check_write(cpu, 0, size);
+        if checked.is_err() {
+            cpu.vector.x87 = saved;
+            return checked;
+        }
+        for (each, _) in mask
+            .iter()
+            .enumerate()
+            .take(size)
+            .filter(|(_, m)| **m & 0x80 != 0)
+        {
+            memory.write(cpu, each as u64, &data[each..=each])?;
         }
         Ok(())
     }
@@ -347,7 +358,11 @@ impl Stubs {
         if outcome == 0 {
             return Ok(());
         }
-        Err(fault::exception(outcome, cpu.cr4 & cr4::OSXMMEXCPT != 0))
+        let exception = fault::exception(outcome, cpu.cr4 & cr4::OSXMMEXCPT != 0);
+        if stub.mmx && fault::is_simd(outcome) {
+            become_mmx(&mut cpu.vector.x87);
+        }
+        Err(exception)
     }
 }
 
@@ -355,6 +370,15 @@ impl Stubs {
 /// 8.5.
 fn store_is_off(x87: &X87) -> bool {
     x87.fsw & !x87.fcw & STORE_EXCEPTIONS != 0
+}
+
+/// What MMX instructions do to x87 before anything else: its registers, which are kept from the
+/// top of the stack on, become those of MMX by their own numbers. SDM 1, 9.5.
+fn become_mmx(x87: &mut X87) {
+    let top = usize::from(x87.fsw >> 11 & 7);
+    x87.st.rotate_right(top);
+    x87.fsw &= !(7 << 11);
+    x87.ftw = 0xff;
 }
 
 /// LDMXCSR. SDM 2A.

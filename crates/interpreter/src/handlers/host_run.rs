@@ -4,7 +4,7 @@ use crate::mmu::Mmu;
 use crate::op::{Op, Step, effective_address, linear};
 use crate::processor::Core;
 use belljar_passthrough::{Memory, OperandMemory, Stub};
-use belljar_x86::{Access, CpuState, Exception, Seg, segmentation};
+use belljar_x86::{Access, CpuState, Exception, LinearMemory, Seg, segmentation};
 
 /// The memory operand as the stubs reach it.
 struct Operand<'a> {
@@ -31,6 +31,11 @@ impl OperandMemory for Operand<'_> {
     fn read(&mut self, cpu: &CpuState, offset: u64, bytes: &mut [u8]) -> Result<(), Exception> {
         let at = self.linear(cpu, offset, bytes.len(), Access::Read)?;
         self.mmu.read_bytes(cpu, at, bytes, Access::Read)
+    }
+
+    fn check_write(&mut self, cpu: &CpuState, offset: u64, size: usize) -> Result<(), Exception> {
+        let at = self.linear(cpu, offset, size, Access::Write)?;
+        self.mmu.probe(cpu, at, size as u32, Access::Write)
     }
 
     fn write(&mut self, cpu: &CpuState, offset: u64, bytes: &[u8]) -> Result<(), Exception> {

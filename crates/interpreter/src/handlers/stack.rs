@@ -101,10 +101,10 @@ pub fn leave<T: Word>(core: &mut Core, _op: &Op) -> Step {
 pub fn enter<T: Word>(core: &mut Core, op: &Op) -> Step {
     let before = core.gpr(RSP);
     let result = enter_frame::<T>(core, op);
-    if result.is_err() {
+    result.map_err(|fault| {
         core.set_gpr(RSP, before);
-    }
-    result
+        core.stack_fault(fault)
+    })
 }
 
 fn enter_frame<T: Word>(core: &mut Core, op: &Op) -> Step {

@@ -125,6 +125,9 @@ impl OperandMemory for ReadOnly {
         bytes.fill(0xff);
         Ok(())
     }
+    fn check_write(&mut self, _: &CpuState, _: u64, _: usize) -> Result<(), Exception> {
+        Err(MISSING)
+    }
     fn write(&mut self, _: &CpuState, _: u64, _: &[u8]) -> Result<(), Exception> {
         Err(MISSING)
     }

@@ -92,6 +92,9 @@ impl OperandMemory for Log {
     fn read(&mut self, _: &CpuState, _: u64, _: &mut [u8]) -> Result<(), Exception> {
         Err(MISSING)
     }
+    fn check_write(&mut self, _: &CpuState, _: u64, _: usize) -> Result<(), Exception> {
+        Ok(())
+    }
     fn write(&mut self, _: &CpuState, offset: u64, bytes: &[u8]) -> Result<(), Exception> {
         self.0.push((offset, bytes.to_vec()));
         Ok(())

@@ -78,6 +78,10 @@ impl OperandMemory for Bytes {
         Ok(())
     }
 
+    fn check_write(&mut self, _cpu: &CpuState, offset: u64, size: usize) -> Result<(), Exception> {
+        self.range(offset, size).map(drop)
+    }
+
     fn write(&mut self, _cpu: &CpuState, offset: u64, bytes: &[u8]) -> Result<(), Exception> {
         let range = self.range(offset, bytes.len())?;
         self.0[range].copy_from_slice(bytes);
