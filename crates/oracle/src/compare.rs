@@ -7,11 +7,12 @@ use belljar_x86::bits::rflags;
 use iced_x86::{MemorySize, Mnemonic, RflagsBits};
 use std::ops::Range;
 
-/// Whether an operand of this size is an environment, state or decimal number of x87.
+/// Whether an operand of this size is more of x87 than one access reaches.
 pub(crate) fn is_x87_image(size: MemorySize) -> bool {
     matches!(
         size,
         MemorySize::Bcd
+            | MemorySize::Float80
             | MemorySize::FpuEnv14
             | MemorySize::FpuEnv28
             | MemorySize::FpuState94

@@ -7,7 +7,9 @@ use crate::encode::{Addressing, Encoded, PINNED, decode, encode, spoil};
 use crate::layout::{CODE, CODE_FIRST, CODE_LEN, DATA, PAGE};
 use crate::random::Random;
 use crate::state::{Contents, registers, vector};
-use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, OpAccess, Register};
+use iced_x86::{
+    Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, Register,
+};
 
 /// The most instructions that a case may have: that many of the longest fit into one page behind [`CODE_FIRST`].
 pub const MOST_INSTRUCTIONS: usize = 64;
@@ -82,10 +84,17 @@ impl Generator {
     /// `encoded` made wrong, unless that makes it an instruction that is not for the oracle.
     fn spoiled(&self, encoded: &Encoded, random: &mut Random) -> Vec<u8> {
         let bytes = spoil(encoded, random);
-        let foreign = decode(&bytes).is_some_and(|now| {
-            let code = now.instruction.code();
-            is_branch(code) || !self.catalogue.codes().contains(&code)
-        });
+        let foreign = match decode(&bytes) {
+            Some(now) => {
+                let code = now.instruction.code();
+                is_branch(code) || !self.catalogue.codes().contains(&code)
+            }
+            // With VEX.W0, which the manual forbids, AMD's processors execute them.
+            None => matches!(
+                encoded.instruction.mnemonic(),
+                Mnemonic::Vpermq | Mnemonic::Vpermpd
+            ),
+        };
         if foreign {
             encoded.bytes.clone()
         } else {

@@ -23,6 +23,8 @@ pub(crate) struct Elements {
     pub(crate) size: u8,
     /// Number of elements.
     count: u8,
+    /// Bytes of the longer of the two vectors, 16 to 64.
+    length: u8,
     mask: Mask,
 }
 
@@ -60,6 +62,7 @@ impl Elements {
             index_size,
             size,
             count: count as u8,
+            length: index.size().max(data.size()) as u8,
             mask,
         })
     }
@@ -99,6 +102,15 @@ impl Elements {
         }
     }
 
+    /// What a gather interrupted by a fault has done of clearing what lies above the elements: with
+    /// EVEX, what lies above the vector's length.
+    fn clear_above_vector(&self, cpu: &mut CpuState) {
+        if matches!(self.mask, Mask::Opmask(_)) {
+            let words = usize::from(self.length / 8);
+            cpu.vector.zmm[usize::from(self.data) & 31][words..].fill(0);
+        }
+    }
+
     /// Gathers.
     pub(crate) fn gather<M: OperandMemory>(
         &self,
@@ -113,7 +125,11 @@ impl Elements {
             }
             let mut bytes = [0; 8];
             let offset = self.offset(cpu, each);
-            memory.read(cpu, offset, &mut bytes[..usize::from(self.size)])?;
+            let read = memory.read(cpu, offset, &mut bytes[..usize::from(self.size)]);
+            if read.is_err() {
+                self.clear_above_vector(cpu);
+            }
+            read?;
             let value = u64::from_le_bytes(bytes);
             set_element(cpu, self.data, each, self.size, value);
             self.done(cpu, each);

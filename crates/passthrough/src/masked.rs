@@ -24,6 +24,8 @@ pub(crate) struct Masking {
     pub(crate) mask: Mask,
     /// Bytes of an element in memory.
     pub(crate) element: u8,
+    /// Whether all bytes must be writable all the same.
+    pub(crate) checks_all: bool,
 }
 
 /// Instructions that shuffle the elements of their memory operand: they read all of it whatever the
@@ -41,7 +43,32 @@ const READS_ALL: &[Mnemonic] = &[
     M::Vshufps, M::Vunpckhpd, M::Vunpckhps, M::Vunpcklpd, M::Vunpcklps, M::Vinsertf32x4,
     M::Vinsertf32x8, M::Vinsertf64x2, M::Vinsertf64x4, M::Vinserti32x4, M::Vinserti32x8,
     M::Vinserti64x2, M::Vinserti64x4, M::Vgf2p8affineinvqb, M::Vgf2p8affineqb,
+    M::Vcvtne2ps2bf16,
 ];
+
+/// Stores of parts of a vector: they need all of their memory operand whatever the mask says. SDM
+/// 2A, 2.8, exception class E6NF.
+const CHECKS_ALL: &[Mnemonic] = &[
+    M::Vextractf32x4,
+    M::Vextractf32x8,
+    M::Vextractf64x2,
+    M::Vextractf64x4,
+    M::Vextracti32x4,
+    M::Vextracti32x8,
+    M::Vextracti64x2,
+    M::Vextracti64x4,
+];
+
+/// Bytes of memory for each bit of the mask, for instructions that combine several numbers in
+/// memory to one in the result.
+fn combined(mnemonic: Mnemonic) -> Option<usize> {
+    Some(match mnemonic {
+        M::Vpmaddubsw => 2,
+        M::Vpmaddwd | M::Vpdpbusd | M::Vpdpbusds | M::Vpdpwssd | M::Vpdpwssds | M::Vdpbf16ps => 4,
+        M::Vpmuldq | M::Vpmuludq => 8,
+        _ => return None,
+    })
+}
 
 /// Whether the instruction reads all of its memory operand whatever the mask says.
 fn reads_all(instruction: &Instruction) -> bool {
@@ -83,9 +110,10 @@ impl Masking {
     pub(crate) fn of(instruction: &Instruction) -> Option<Self> {
         let mnemonic = instruction.mnemonic();
         let size = instruction.memory_size();
-        let element = match size.element_size() {
-            0 => size.size(),
-            element => element,
+        let element = match (combined(mnemonic), size.element_size()) {
+            (Some(bytes), _) => bytes,
+            (None, 0) => size.size(),
+            (None, element) => element,
         } as u8;
         let k = instruction.op_mask().number() as u8;
         let (element, mask) = match mnemonic {
@@ -112,12 +140,16 @@ impl Masking {
             }
             _ => (element, Mask::Opmask { k }),
         };
-        Some(Self { mask, element })
+        Some(Self {
+            mask,
+            element,
+            checks_all: CHECKS_ALL.contains(&mnemonic),
+        })
     }
 
     /// Which of `size` bytes the instruction touches with the present registers: bit 0 is the first
     /// byte.
-    fn touched(&self, cpu: &CpuState, size: usize) -> u64 {
+    pub(crate) fn touched(&self, cpu: &CpuState, size: usize) -> u64 {
         let element = usize::from(self.element).max(1);
         let count = size / element;
         let opmask = |k: u8| cpu.vector.k[usize::from(k) & 7];
@@ -161,6 +193,26 @@ impl Masking {
         })
     }
 
+    /// Does `access` to the touched bytes of an operand of `size` bytes, each run of them at once. If that faults it is done again element by element, for the fault to be that of the
+    /// first that is to blame.
+    fn each_run(
+        &self,
+        cpu: &CpuState,
+        size: usize,
+        mut access: impl FnMut(usize, usize) -> Result<(), Exception>,
+    ) -> Result<(), Exception> {
+        let element = usize::from(self.element).max(1);
+        for (start, length) in self.runs(cpu, size) {
+            if let Err(exception) = access(start, length) {
+                (start..start + length)
+                    .step_by(element)
+                    .try_for_each(|at| access(at, element))?;
+                return Err(exception);
+            }
+        }
+        Ok(())
+    }
+
     /// Reads the touched bytes of the operand into `bytes`.
     pub(crate) fn read<M: OperandMemory>(
         &self,
@@ -168,11 +220,9 @@ impl Masking {
         memory: &mut M,
         bytes: &mut [u8],
     ) -> Result<(), Exception> {
-        let size = bytes.len();
-        for (start, length) in self.runs(cpu, size) {
-            memory.read(cpu, start as u64, &mut bytes[start..start + length])?;
-        }
-        Ok(())
+        self.each_run(cpu, bytes.len(), |start, length| {
+            memory.read(cpu, start as u64, &mut bytes[start..start + length])
+        })
     }
 
     /// Checks that the touched bytes of an operand of `size` bytes can be written.
@@ -182,8 +232,12 @@ impl Masking {
         memory: &mut M,
         size: usize,
     ) -> Result<(), Exception> {
-        self.runs(cpu, size)
-            .try_for_each(|(start, length)| memory.check_write(cpu, start as u64, length))
+        if self.checks_all {
+            return memory.check_write(cpu, 0, size);
+        }
+        self.each_run(cpu, size, |start, length| {
+            memory.check_write(cpu, start as u64, length)
+        })
     }
 
     /// Writes the touched bytes of the operand from `bytes`: all of them or none.

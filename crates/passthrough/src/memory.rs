@@ -43,9 +43,9 @@ pub enum Memory {
 
 /// The guest memory at an instruction's memory operand, as an engine lends it.
 ///
-/// `offset` counts from the operand's effective address (of its base and displacement alone, if its
-/// index is a vector). It may be "negative": the sum wraps at the operand's *address size*, and the
-/// segment's base is added after.
+/// `offset` counts from the operand's effective address. For [`Memory::Elements`] that is of its
+/// base and displacement alone, and `offset` may be "negative": the sum wraps at the operand's
+/// *address size*, and the segment's base is added after.
 pub trait OperandMemory {
     /// Reads `bytes.len()` bytes (1 to 512).
     ///

@@ -136,17 +136,28 @@ impl Stub {
     /// before any page fault.
     ///
     /// # Errors
-    /// #GP(0) if `address` is not aligned as the instruction demands.
+    /// #GP(0) if `address` is not aligned as the instruction demands, unless a mask keeps it from
+    /// touching any memory.
     #[inline]
-    pub fn check_alignment(&self, address: u64) -> Result<(), Exception> {
+    pub fn check_alignment(&self, cpu: &CpuState, address: u64) -> Result<(), Exception> {
         let alignment = match self.memory {
             Memory::Whole { alignment, .. } | Memory::Masked { alignment, .. } => alignment,
             Memory::None | Memory::Elements { .. } => 1,
         };
-        if address & u64::from(alignment).wrapping_sub(1) != 0 {
+        if address & u64::from(alignment).wrapping_sub(1) != 0 && self.touches_memory(cpu) {
             return Err(Exception::general_protection(0));
         }
         Ok(())
+    }
+
+    #[cold]
+    fn touches_memory(&self, cpu: &CpuState) -> bool {
+        match (self.memory, self.masking) {
+            (Memory::Masked { size, .. }, Some(masking)) => {
+                masking.touched(cpu, usize::from(size)) != 0
+            }
+            _ => true,
+        }
     }
 
     /// Records the pointers that x87 keeps of its last non-control instruction, for [`Unit::X87`]

@@ -301,7 +301,6 @@ impl Stubs {
             };
             (u128::from(words[1]) << 64 | u128::from(words[0])).to_le_bytes()
         };
-        let saved = cpu.vector.x87;
         if mmx {
             let mut unused = Bounce([0; MAX_OPERAND]);
             // SAFETY: the stub is this object's, and its code stores 8 bytes.
@@ -310,11 +309,7 @@ impl Stubs {
         let (data, mask) = (vector(cpu, data), vector(cpu, mask));
         // Processors check all of the operand whatever the mask says, as the manual lets them.
         let size = if mmx { 8 } else { 16 };
-        let checked = memory.check_write(cpu, 0, size);
-        if checked.is_err() {
-            cpu.vector.x87 = saved;
-            return checked;
-        }
+        memory.check_write(cpu, 0, size)?;
         for (each, _) in mask
             .iter()
             .enumerate()

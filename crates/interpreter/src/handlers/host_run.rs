@@ -98,7 +98,7 @@ fn with_memory(
         let Ok(at) = linear(core, op, offset, size, access) else {
             return Err(core.exception);
         };
-        stub.check_alignment(at)?;
+        stub.check_alignment(&core.cpu, at)?;
         if matches!(memory, Memory::Whole { .. })
             && let Some(host) = core.mmu.fast_span(at, u64::from(size), access)
         {
@@ -110,7 +110,11 @@ fn with_memory(
         mmu: &mut core.mmu,
         seg: op.segment(),
         offset,
-        mask: op.address_mask(),
+        // The address size wraps addresses of operands, not the bytes within one.
+        mask: match memory {
+            Memory::Elements { .. } => op.address_mask(),
+            _ => u64::MAX,
+        },
     };
     core.stubs
         .run_with_memory(stub, &mut core.cpu, &mut operand)

@@ -76,9 +76,9 @@ fn misaligned_operands_are_general_protection() {
     assert_eq!(second, Ok(()));
     assert_eq!(cpu.vector.zmm[0][0], 0x0707_0707_0707_0707);
     let fault = Err(Exception::general_protection(0));
-    assert_eq!(aligned.check_alignment(0x1008), fault);
-    assert_eq!(aligned.check_alignment(0x1010), Ok(()));
-    assert_eq!(unaligned.check_alignment(0x1001), Ok(()));
+    assert_eq!(aligned.check_alignment(&cpu, 0x1008), fault);
+    assert_eq!(aligned.check_alignment(&cpu, 0x1010), Ok(()));
+    assert_eq!(unaligned.check_alignment(&cpu, 0x1001), Ok(()));
 }
 
 #[test]
