@@ -477,6 +477,15 @@ impl Core {
         Ok(())
     }
 
+    /// Checks that a push would succeed.
+    #[cold]
+    pub fn probe_push<T: Word>(&mut self) -> Result<(), Fault> {
+        let offset = self.cpu.gpr[Gpr::Rsp as usize].wrapping_sub(T::BYTES) & self.stack_mask();
+        let linear = self.stack_linear::<T>(offset, Access::Write)?;
+        self.probe_write(linear, T::BYTES)
+            .map_err(|fault| self.stack_fault(fault))
+    }
+
     /// Reads the stack, `above` bytes above its top.
     #[inline(always)]
     pub fn peek<T: Word>(&mut self, above: u64) -> Result<T, Fault> {

@@ -73,7 +73,9 @@ impl Generator {
         let start = place(random, encoded.bytes.len());
         case.registers.rip = CODE + start as u64;
         Aim { case, random }.instruction(&mut encoded);
-        case.instructions = vec![if random.one_in(50) {
+        // What ends beyond the code faults before or after it turns out to be none.
+        let fits = start + encoded.bytes.len() <= CODE_LEN;
+        case.instructions = vec![if fits && random.one_in(50) {
             self.spoiled(&encoded, random)
         } else {
             encoded.bytes

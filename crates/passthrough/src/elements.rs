@@ -102,8 +102,8 @@ impl Elements {
         }
     }
 
-    /// What a gather interrupted by a fault has done of clearing what lies above the elements: with
-    /// EVEX, what lies above the vector's length.
+    /// What a gather that is interrupted by a fault, after an element or more, has done of clearing
+    /// what lies above the elements: with EVEX, what lies above the vector's length.
     fn clear_above_vector(&self, cpu: &mut CpuState) {
         if matches!(self.mask, Mask::Opmask(_)) {
             let words = usize::from(self.length / 8);
@@ -117,6 +117,7 @@ impl Elements {
         cpu: &mut CpuState,
         memory: &mut M,
     ) -> Result<(), Exception> {
+        let mut any = false;
         for each in 0..usize::from(self.count) {
             if !self.enabled(cpu, each) {
                 // Of a vector that is the mask, processors clear more than the sign.
@@ -126,13 +127,14 @@ impl Elements {
             let mut bytes = [0; 8];
             let offset = self.offset(cpu, each);
             let read = memory.read(cpu, offset, &mut bytes[..usize::from(self.size)]);
-            if read.is_err() {
+            if read.is_err() && any {
                 self.clear_above_vector(cpu);
             }
             read?;
             let value = u64::from_le_bytes(bytes);
             set_element(cpu, self.data, each, self.size, value);
             self.done(cpu, each);
+            any = true;
         }
         // What lies above the elements becomes 0.
         let words = usize::from(self.count) * usize::from(self.size) / 8;

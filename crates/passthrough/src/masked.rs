@@ -43,7 +43,7 @@ const READS_ALL: &[Mnemonic] = &[
     M::Vshufps, M::Vunpckhpd, M::Vunpckhps, M::Vunpcklpd, M::Vunpcklps, M::Vinsertf32x4,
     M::Vinsertf32x8, M::Vinsertf64x2, M::Vinsertf64x4, M::Vinserti32x4, M::Vinserti32x8,
     M::Vinserti64x2, M::Vinserti64x4, M::Vgf2p8affineinvqb, M::Vgf2p8affineqb,
-    M::Vcvtne2ps2bf16,
+    M::Vcvtne2ps2bf16, M::Vpmaddubsw, M::Vpmaddwd,
 ];
 
 /// Stores of parts of a vector: they need all of their memory operand whatever the mask says. SDM
@@ -63,8 +63,7 @@ const CHECKS_ALL: &[Mnemonic] = &[
 /// memory to one in the result.
 fn combined(mnemonic: Mnemonic) -> Option<usize> {
     Some(match mnemonic {
-        M::Vpmaddubsw => 2,
-        M::Vpmaddwd | M::Vpdpbusd | M::Vpdpbusds | M::Vpdpwssd | M::Vpdpwssds | M::Vdpbf16ps => 4,
+        M::Vpdpbusd | M::Vpdpbusds | M::Vpdpwssd | M::Vpdpwssds | M::Vdpbf16ps => 4,
         M::Vpmuldq | M::Vpmuludq => 8,
         _ => return None,
     })
@@ -132,7 +131,7 @@ impl Masking {
                 let tuple = (size.size() as u8) / element.max(1);
                 let count = if instruction.is_broadcast() {
                     // As many elements as there would be in memory without the broadcast.
-                    instruction.code().op_code().memory_size().element_count() as u8
+                    (instruction.code().op_code().memory_size().size() as u8) / element.max(1)
                 } else {
                     (instruction.op0_register().size() as u8) / element.max(1)
                 };

@@ -65,10 +65,20 @@ pub fn jmp_indirect<T: Word>(core: &mut Core, op: &Op) -> Step {
     Ok(Flow::Jump)
 }
 
+/// The fault of a call whose target cannot be fetched from: a fault of the stack comes first.
+#[cold]
+fn refused_call<T: Word>(core: &mut Core) -> Fault {
+    core.probe_push::<T>()
+        .err()
+        .unwrap_or_else(|| core.protection_fault())
+}
+
 /// CALL of the address in a register or memory.
 pub fn call_indirect<T: Word>(core: &mut Core, op: &Op) -> Step {
     let target = operand::read::<T>(core, op, op.src)?.extend();
-    check_target(core, target)?;
+    if check_target(core, target).is_err() {
+        return Err(refused_call::<T>(core));
+    }
     let next = core.next_rip(op);
     core.push(T::truncate(next))?;
     core.cpu.rip = target;
