@@ -157,23 +157,19 @@ pub unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
 /// The range lies within the mapping of guest memory.
 pub unsafe fn fill<T: Word>(to: *mut u8, value: T, count: usize) {
     let value = value.extend();
+    macro_rules! fill {
+        ($instruction:literal) => {
+            asm!($instruction, inout("rcx") count => _, inout("rdi") to => _, in("rax") value,
+                options(nostack, preserves_flags))
+        };
+    }
     // SAFETY: the caller promises that the range is mapped guest memory; DF is clear in Rust code.
     unsafe {
         match T::BYTES {
-            1 => {
-                asm!("rep stosb", inout("rcx") count => _, inout("rdi") to => _, in("al") value as u8,
-                options(nostack, preserves_flags))
-            }
-            2 => {
-                asm!("rep stosw", inout("rcx") count => _, inout("rdi") to => _, in("ax") value as u16,
-                options(nostack, preserves_flags))
-            }
-            4 => {
-                asm!("rep stosd", inout("rcx") count => _, inout("rdi") to => _, in("eax") value as u32,
-                options(nostack, preserves_flags))
-            }
-            _ => asm!("rep stosq", inout("rcx") count => _, inout("rdi") to => _, in("rax") value,
-                options(nostack, preserves_flags)),
+            1 => fill!("rep stosb"),
+            2 => fill!("rep stosw"),
+            4 => fill!("rep stosd"),
+            _ => fill!("rep stosq"),
         }
     }
 }

@@ -138,7 +138,7 @@ impl Mmu {
 
     /// The page from which the instruction at `linear` is fetched.
     pub fn code_page(&mut self, cpu: &CpuState, linear: u64) -> Result<CodePage, Exception> {
-        let linear = self.wrap(cpu, linear);
+        let linear = wrap(cpu, linear);
         if cpu.long_mode() && !is_canonical(linear) {
             return Err(Exception::general_protection(0));
         }
@@ -170,15 +170,6 @@ impl Mmu {
 
     fn page_of(&self, host: *mut u8) -> usize {
         (host as usize - self.base as usize) / PAGE_SIZE as usize
-    }
-
-    /// Linear addresses have 32 bits outside long mode.
-    fn wrap(&self, cpu: &CpuState, linear: u64) -> u64 {
-        if cpu.long_mode() {
-            linear
-        } else {
-            linear & 0xffff_ffff
-        }
     }
 
     /// Translates for an access within one page and fills the TLB.
@@ -219,8 +210,8 @@ impl Mmu {
         size: usize,
         access: Access,
     ) -> Result<(Target, usize, Option<Target>), Exception> {
-        let linear = self.wrap(cpu, linear);
-        let last = self.wrap(cpu, linear.wrapping_add(size as u64 - 1));
+        let linear = wrap(cpu, linear);
+        let last = wrap(cpu, linear.wrapping_add(size as u64 - 1));
         if cpu.long_mode() && !(is_canonical(linear) && is_canonical(last)) {
             self.noncanonical = true;
             return Err(Exception::general_protection(0));
@@ -236,14 +227,6 @@ impl Mmu {
         }
         let second = self.resolve(cpu, last & !(PAGE_SIZE - 1), access)?;
         Ok((first, room, Some(second)))
-    }
-
-    /// #AC if the access must be aligned and is not.
-    pub fn check_alignment(&self, cpu: &CpuState, linear: u64, size: u64) -> Result<(), Exception> {
-        if size > 1 && alignment_checked(cpu) && !linear.is_multiple_of(size) {
-            return Err(Exception::alignment_check());
-        }
-        Ok(())
     }
 
     fn read_target(&self, target: Target, bytes: &mut [u8]) {
@@ -361,7 +344,7 @@ impl Mmu {
         access: Access,
     ) -> Result<T, Exception> {
         if !access.is_implicit_supervisor() {
-            self.check_alignment(cpu, linear, T::BYTES)?;
+            check_alignment(cpu, linear, T::BYTES)?;
         }
         let size = T::BYTES as usize;
         if let (Target::Ram(host), _, None) = self.resolve_range(cpu, linear, size, access)? {
@@ -385,7 +368,7 @@ impl Mmu {
         access: Access,
     ) -> Result<(), Exception> {
         if !access.is_implicit_supervisor() {
-            self.check_alignment(cpu, linear, T::BYTES)?;
+            check_alignment(cpu, linear, T::BYTES)?;
         }
         let size = T::BYTES as usize;
         if let (Target::Ram(host), _, None) = self.resolve_range(cpu, linear, size, access)? {
@@ -396,6 +379,23 @@ impl Mmu {
         }
         self.write_bytes(cpu, linear, &value.extend().to_le_bytes()[..size], access)
     }
+}
+
+/// Linear addresses have 32 bits outside long mode.
+fn wrap(cpu: &CpuState, linear: u64) -> u64 {
+    if cpu.long_mode() {
+        linear
+    } else {
+        linear & 0xffff_ffff
+    }
+}
+
+/// #AC if the access must be aligned and is not.
+pub fn check_alignment(cpu: &CpuState, linear: u64, size: u64) -> Result<(), Exception> {
+    if size > 1 && alignment_checked(cpu) && !linear.is_multiple_of(size) {
+        return Err(Exception::alignment_check());
+    }
+    Ok(())
 }
 
 /// Whether accesses of the program must be aligned. SDM 3A, 6.15, interrupt 17.

@@ -2,6 +2,8 @@
 
 use crate::host::Word;
 use crate::processor::Core;
+use belljar_x86::paging::is_canonical;
+use belljar_x86::syscall::Vendor;
 use belljar_x86::{Access, Seg, segmentation};
 
 /// An exception was raised; it is in [`Core::exception`]. The instruction has changed nothing.
@@ -169,11 +171,14 @@ pub fn linear(
 ) -> Result<u64, Fault> {
     if core.code64 {
         // Canonical form is checked when the address misses the TLB.
-        return Ok(if op.seg >= Seg::Fs as u8 {
-            offset.wrapping_add(core.cpu.seg(op.segment()).base)
-        } else {
-            offset
-        });
+        if op.seg < Seg::Fs as u8 {
+            return Ok(offset);
+        }
+        // AMD's processors check the offset too, before they add the base.
+        if core.vendor == Vendor::Amd && !is_canonical(offset) {
+            return Err(core.protection_fault());
+        }
+        return Ok(offset.wrapping_add(core.cpu.seg(op.segment()).base));
     }
     segmentation::linear_address(&core.cpu, op.segment(), offset, size, access)
         .map_err(|e| core.raise(e))

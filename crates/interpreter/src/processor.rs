@@ -2,7 +2,7 @@
 
 use crate::flags::LazyFlags;
 use crate::host::Word;
-use crate::mmu::Mmu;
+use crate::mmu::{Mmu, check_alignment};
 use crate::op::{Fault, Flow, Op, Step};
 use crate::shared::Member;
 use belljar_clock::{Clock, Entropy};
@@ -105,10 +105,10 @@ impl Core {
     pub fn refresh(&mut self) {
         let cpu = &self.cpu;
         self.code64 = cpu.code64();
-        self.mode = cpu.code_bits() / 32
-            | (cpu.stack_bits() / 32) << 2
-            | u32::from(cpu.cpl == 3) << 4
-            | u32::from(cpu.protected()) << 5;
+        self.mode = (cpu.code_bits() / 32)
+            | ((cpu.stack_bits() / 32) << 2)
+            | (u32::from(cpu.cpl == 3) << 4)
+            | (u32::from(cpu.protected()) << 5);
         self.mmu.select(cpu);
         self.heed();
     }
@@ -298,8 +298,8 @@ impl Core {
     #[inline(always)]
     pub fn write<T: Word>(&mut self, linear: u64, value: T) -> Result<(), Fault> {
         match self.mmu.fast_write::<T>(linear) {
-            // SAFETY: as in `read`; the page is writable and holds no cached code.
             Some(host) => {
+                // SAFETY: as in `read`; the page is writable and holds no cached code.
                 unsafe { T::store(host, value) };
                 Ok(())
             }
@@ -380,13 +380,10 @@ impl Core {
 
     /// Host address of the operand of a locked operation if it is RAM in one piece.
     pub fn locked_range(&mut self, linear: u64, size: u64) -> Result<Option<*mut u8>, Fault> {
-        let range = self
-            .mmu
-            .check_alignment(&self.cpu, linear, size)
-            .and_then(|()| {
-                self.mmu
-                    .host_range(&self.cpu, linear, size as usize, Access::Write)
-            });
+        let range = check_alignment(&self.cpu, linear, size).and_then(|()| {
+            self.mmu
+                .host_range(&self.cpu, linear, size as usize, Access::Write)
+        });
         range.map_err(|e| self.raise(e))
     }
 
@@ -418,6 +415,7 @@ impl Core {
 
     /// What a handler that may have written to memory gives.
     #[inline(always)]
+    #[allow(clippy::unnecessary_wraps)] // Handlers end with it.
     pub fn stored(&self) -> Step {
         Ok(if self.mmu.disturbed {
             Flow::Leave

@@ -12,6 +12,10 @@ use belljar_x86::paging::Translation;
 const SIZE: usize = 1024;
 const SETS: usize = 4;
 const OFFSET_MASK: u64 = PAGE_SIZE - 1;
+/// The largest of the medium page sizes.
+const LARGE: u64 = 4 << 20;
+/// The largest page size.
+const HUGE: u64 = 1 << 30;
 /// A tag that no page has.
 const INVALID: u64 = 1;
 
@@ -76,10 +80,10 @@ pub struct Tlb {
     /// Filled since they were last dropped, by kind: flushes touch these alone.
     global: Vec<u16>,
     non_global: Vec<u16>,
-    /// 2 MiB ranges (modulo 64) of which parts of large pages are cached.
+    /// Ranges of 4 MiB (modulo 64) of which parts of pages of 2 or 4 MiB are cached.
     large: u64,
-    /// Whether parts of pages larger than 4 MiB are cached.
-    huge: bool,
+    /// Ranges of 1 GiB (modulo 64) of which parts of pages of 1 GiB are cached.
+    huge: u64,
 }
 
 impl Tlb {
@@ -94,7 +98,7 @@ impl Tlb {
             global: Vec::new(),
             non_global: Vec::new(),
             large: 0,
-            huge: false,
+            huge: 0,
         }
     }
 
@@ -153,11 +157,10 @@ impl Tlb {
         } else {
             self.non_global.push(index as u16);
         }
-        if found.page_size > PAGE_SIZE {
-            self.large |= 1 << (linear >> 21 & 63);
-            // A 4 MiB page covers two ranges of 2 MiB.
-            self.large |= 1 << ((linear ^ found.page_size.min(4 << 20) >> 1) >> 21 & 63);
-            self.huge |= found.page_size > 4 << 20;
+        if found.page_size > LARGE {
+            self.huge |= Self::range_bit(linear, HUGE);
+        } else if found.page_size > PAGE_SIZE {
+            self.large |= Self::range_bit(linear, LARGE);
         }
         if self.global.len() + self.non_global.len() >= 16 * SIZE {
             self.forget_duplicates();
@@ -178,7 +181,7 @@ impl Tlb {
             self.entries[usize::from(index)] = Entry::EMPTY;
         }
         self.large = 0;
-        self.huge = false;
+        self.huge = 0;
     }
 
     /// Drops everything but global translations.
@@ -190,26 +193,30 @@ impl Tlb {
 
     /// Drops the translation of one address; of a large page, that of every part. SDM 3A, 4.10.4.1.
     pub fn flush_address(&mut self, linear: u64) {
-        if self.huge {
-            return self.flush_all();
-        }
-        if self.large >> (linear >> 21 & 63) & 1 != 0 {
-            let (start, end) = (linear & !(4 << 20), linear | ((4 << 20) - 1));
-            let start = start & !((4 << 20) - 1);
-            for entry in self.entries.iter_mut() {
-                if [entry.read, entry.write, entry.fetch]
-                    .iter()
-                    .any(|tag| *tag != INVALID && (start..=end).contains(tag))
-                {
-                    *entry = Entry::EMPTY;
-                }
+        for (ranges, size) in [(self.large, LARGE), (self.huge, HUGE)] {
+            if ranges & Self::range_bit(linear, size) != 0 {
+                self.flush_range(linear & !(size - 1), size);
             }
-            return;
         }
         let page = linear & !OFFSET_MASK;
         for set in 0..SETS {
             let entry = &mut self.entries[set * SIZE + Self::slot(linear)];
             if entry.holds(page) {
+                *entry = Entry::EMPTY;
+            }
+        }
+    }
+
+    /// The bit of the range of `size` that holds `linear` among those in which large pages are.
+    const fn range_bit(linear: u64, size: u64) -> u64 {
+        1 << (linear / size % 64)
+    }
+
+    /// Drops what lies in the `size` bytes from `start` on.
+    fn flush_range(&mut self, start: u64, size: u64) {
+        let within = |tag: u64| tag != INVALID && tag.wrapping_sub(start) < size;
+        for entry in self.entries.iter_mut() {
+            if within(entry.read) || within(entry.write) || within(entry.fetch) {
                 *entry = Entry::EMPTY;
             }
         }

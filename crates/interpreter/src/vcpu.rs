@@ -95,7 +95,8 @@ impl InterpreterVcpu {
         let cpu = &self.core.cpu;
         let waits = matches!(cpu.activity, Activity::WaitForSipi | Activity::Shutdown);
         if waits
-            || cpu.shadow == Shadow::MovSs
+            // STI holds back NMIs, too, on today's processors. SDM 2, STI.
+            || cpu.shadow != Shadow::None
             || cpu.pending_event.is_some()
             || cpu.pending_debug != 0
         {
@@ -108,10 +109,7 @@ impl InterpreterVcpu {
             own.clear(Reason::NMI);
             return Some(Event::Nmi);
         }
-        if calls & Reason::INTERRUPT.0 != 0
-            && cpu.shadow == Shadow::None
-            && cpu.rflags & rflags::IF != 0
-        {
+        if calls & Reason::INTERRUPT.0 != 0 && cpu.rflags & rflags::IF != 0 {
             return self
                 .core
                 .board
@@ -454,8 +452,9 @@ impl Vcpu for InterpreterVcpu {
     fn set_state(&mut self, state: CpuState) {
         self.core.cpu = state;
         self.core.load_flags();
+        // Decoded code stays: it is found by all that it depends on, once its pages are looked at anew.
         self.core.mmu.flush(Flush::All);
-        self.drop_code();
+        self.link = NONE;
         self.core.refresh();
     }
 

@@ -111,6 +111,7 @@ fn is_always_there(ins: &Instruction) -> bool {
             | Mnemonic::Endbr64
             | Mnemonic::Rdsspd
             | Mnemonic::Rdsspq
+            | Mnemonic::Reservednop
             | Mnemonic::Pause
             | Mnemonic::Ud0
             | Mnemonic::Ud1
@@ -304,14 +305,24 @@ impl Lowering<'_> {
         }
     }
 
+    /// The bits W, R, X and B (from bit 3 down) of the REX prefix.
+    pub fn rex(&self) -> u8 {
+        let first = self.bytes.iter().find(|byte| !is_prefix(**byte));
+        match first {
+            Some(byte) if self.bits == 64 && byte & 0xf0 == 0x40 => byte & 15,
+            _ => 0,
+        }
+    }
+
+    /// Whether the instruction has the operand-size prefix.
+    pub fn has_operand_prefix(&self) -> bool {
+        let mut prefixes = self.bytes.iter().take_while(|byte| is_prefix(**byte));
+        prefixes.any(|byte| *byte == 0x66)
+    }
+
     /// Whether the instruction has REX.W.
     pub fn is_wide(&self) -> bool {
-        self.bits == 64
-            && self
-                .bytes
-                .iter()
-                .find(|byte| !is_prefix(**byte))
-                .is_some_and(|byte| byte & 0xf8 == 0x48)
+        self.rex() & 8 != 0
     }
 
     /// Size in bytes of what a near branch, PUSH, POP and their kin move on the stack.
@@ -325,7 +336,8 @@ impl Lowering<'_> {
     }
 }
 
-fn is_prefix(byte: u8) -> bool {
+/// Whether `byte` is a legacy prefix.
+pub fn is_prefix(byte: u8) -> bool {
     matches!(
         byte,
         0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3

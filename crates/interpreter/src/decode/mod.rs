@@ -124,7 +124,21 @@ fn decoder<'a>(core: &Core, key: &Key, bytes: &'a [u8]) -> Decoder<'a> {
 fn reaches_end(core: &Core, key: &Key, bytes: &[u8]) -> bool {
     let mut decoder = decoder(core, key, bytes);
     let _ = decoder.decode();
-    decoder.last_error() == DecoderError::NoMoreBytes
+    decoder.last_error() == DecoderError::NoMoreBytes && !is_short_undefined(core, bytes)
+}
+
+/// Whether `bytes` are UD0 or UD1 up to the opcode: AMD's processors look no further for what follows it.
+fn is_short_undefined(core: &Core, bytes: &[u8]) -> bool {
+    let prefixes = bytes
+        .iter()
+        .take_while(|byte| lower::is_prefix(**byte))
+        .count();
+    let rest = bytes.get(prefixes..).unwrap_or_default();
+    let opcode = match rest {
+        [0x40..=0x4f, opcode @ ..] if core.code64 => opcode,
+        opcode => opcode,
+    };
+    core.vendor == Vendor::Amd && matches!(opcode, [0x0f, 0xb9 | 0xff])
 }
 
 /// Decodes up to `most` instructions into ops. Gives their length in bytes.
@@ -151,6 +165,11 @@ fn run(
             return Ok(offset);
         }
         let place = lower::Place { offset, end };
+        if error == DecoderError::NoMoreBytes && end == bytes.len() && end < LONGEST {
+            // What `is_short_undefined` found.
+            cache.ops.push(lower::plain(system::undefined, place));
+            return Ok(end);
+        }
         let long = error != DecoderError::None && end - offset >= LONGEST;
         if error == DecoderError::NoMoreBytes || beyond || long {
             cache.ops.push(lower::plain(system::too_long, place));

@@ -120,7 +120,7 @@ pub fn scan<const FORWARD: bool, T: Word>(core: &mut Core, op: &Op) -> Step {
     let number = if FORWARD {
         source.trailing_zeros()
     } else {
-        63 - source.leading_zeros()
+        source.ilog2()
     };
     let number = T::truncate(u64::from(number));
     core.flags.set_logic(number);

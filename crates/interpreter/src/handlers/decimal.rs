@@ -15,12 +15,12 @@ fn set_flags(core: &mut Core, auxiliary: bool, carry: bool) {
     let bits = core.flags.bits();
     let auxiliary = if auxiliary { rflags::AF } else { 0 };
     core.flags
-        .set_bits(bits | auxiliary | u64::from(carry) * rflags::CF);
+        .set_bits(bits | auxiliary | (u64::from(carry) * rflags::CF));
 }
 
 /// AAA (`ADD`) and AAS.
 pub fn ascii_adjust<const ADD: bool>(core: &mut Core, _op: &Op) -> Step {
-    let adjust = core.reg::<u8>(AL) & 15 > 9 || core.flags.auxiliary();
+    let adjust = (core.reg::<u8>(AL) & 15) > 9 || core.flags.auxiliary();
     if adjust {
         let ax = core.reg::<u16>(AX);
         let ax = if ADD {

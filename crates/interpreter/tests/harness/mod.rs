@@ -158,38 +158,80 @@ fn furnish(memory: &GuestMemory) {
     }
 }
 
+/// Two vCPUs on the memory of the first's machine.
+pub struct Pair {
+    pub machine: Machine,
+    pub second: Box<dyn Vcpu>,
+}
+
+impl Pair {
+    /// Both run `code` unless their states say otherwise.
+    pub fn new(code: &[u8], first: CpuState, second: CpuState) -> Self {
+        let engine = Interpreter::new();
+        let mut parts = Parts::new(2);
+        parts.memory.write(GuestPhysAddr(CODE), code).unwrap();
+        let second = engine.create_vcpu(parts.setup(1, second)).unwrap();
+        let vcpu = engine.create_vcpu(parts.setup(0, first)).unwrap();
+        let machine = parts.take(vcpu);
+        Self { machine, second }
+    }
+}
+
+/// What vCPUs are made from.
+struct Parts {
+    memory: GuestMemory,
+    board: Arc<TestBoard>,
+    attention: Arc<[Attention]>,
+    model: Arc<CpuidModel>,
+}
+
+impl Parts {
+    fn new(cpus: u32) -> Self {
+        let memory = GuestMemory::new(64 << 20).unwrap();
+        furnish(&memory);
+        Self {
+            memory,
+            board: Arc::default(),
+            attention: (0..cpus).map(|_| Attention::new()).collect(),
+            model: Arc::new(CpuidModel::new(&CpuidConfig {
+                cpus,
+                tsc_hz: 1_000_000_000,
+                avx512: false,
+            })),
+        }
+    }
+
+    fn setup(&mut self, id: VcpuId, state: CpuState) -> VcpuSetup {
+        VcpuSetup {
+            id,
+            memory: self.memory.clone(),
+            board: self.board.clone(),
+            attention: self.attention.clone(),
+            cpuid: self.model.clone(),
+            clock: Arc::new(ManualClock::default()),
+            entropy: Arc::new(NoEntropy),
+            state,
+        }
+    }
+
+    fn take(self, vcpu: Box<dyn Vcpu>) -> Machine {
+        Machine {
+            memory: self.memory,
+            board: self.board,
+            attention: self.attention,
+            vcpu,
+            model: self.model,
+        }
+    }
+}
+
 impl Machine {
     /// A machine that will run `code` in the state `cpu`.
     pub fn with_state(code: &[u8], cpu: CpuState) -> Self {
-        let memory = GuestMemory::new(64 << 20).unwrap();
-        furnish(&memory);
-        memory.write(GuestPhysAddr(CODE), code).unwrap();
-        let board = Arc::new(TestBoard::default());
-        let attention: Arc<[Attention]> = [Attention::new()].into();
-        let model = Arc::new(CpuidModel::new(&CpuidConfig {
-            cpus: 1,
-            tsc_hz: 1_000_000_000,
-            avx512: false,
-        }));
-        let vcpu = Interpreter::new()
-            .create_vcpu(VcpuSetup {
-                id: 0,
-                memory: memory.clone(),
-                board: board.clone(),
-                attention: attention.clone(),
-                cpuid: model.clone(),
-                clock: Arc::new(ManualClock::default()),
-                entropy: Arc::new(NoEntropy),
-                state: cpu,
-            })
-            .unwrap();
-        Self {
-            memory,
-            board,
-            attention,
-            vcpu,
-            model,
-        }
+        let mut parts = Parts::new(1);
+        parts.memory.write(GuestPhysAddr(CODE), code).unwrap();
+        let vcpu = Interpreter::new().create_vcpu(parts.setup(0, cpu)).unwrap();
+        parts.take(vcpu)
     }
 
     /// A machine that will run `code` in 64-bit mode.
