@@ -2,16 +2,17 @@
 
 use crate::{cargo, root, run as run_command};
 use anyhow::{Context, Result, ensure};
+use belljar_image::Guest;
 use clap::Args;
 use std::io::Read;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What the default guest prints when its shell is ready.
-const PROMPT: &str = "/ # ";
+/// What the shell of the default guest prints when it is ready: the prompt's end and busybox's
+/// question for the cursor's place.
+const PROMPT: &str = "# \u{1b}[6n";
 /// A boot that takes longer has failed.
 const LIMIT: Duration = Duration::from_mins(5);
 
@@ -26,20 +27,19 @@ pub struct Options {
     /// Virtual CPUs
     #[arg(long, default_value_t = 1)]
     cpus: u32,
-    /// The kernel to boot
+    /// The Debian suite whose kernel is booted; the host's own if it is not given
     #[arg(long)]
-    kernel: PathBuf,
-    /// Its initial RAM filesystem, which ends with a shell prompt
-    #[arg(long)]
-    initrd: PathBuf,
+    suite: Option<String>,
 }
 
 pub fn run(options: &Options) -> Result<()> {
     run_command(cargo().args(["build", "--release", "--package", "belljar"]))?;
+    let guest = belljar_image::default_guest(options.suite.as_deref())?;
     let (mut belljar, mut qemu) = (Duration::MAX, Duration::MAX);
     for round in 1..=options.rounds {
-        qemu = qemu.min(time_to_prompt(&mut qemu_command(options)).context("QEMU")?);
-        belljar = belljar.min(time_to_prompt(&mut belljar_command(options)).context("Belljar")?);
+        qemu = qemu.min(time_to_prompt(&mut qemu_command(options, &guest)).context("QEMU")?);
+        belljar =
+            belljar.min(time_to_prompt(&mut belljar_command(options, &guest)).context("Belljar")?);
         eprintln!("round {round}: best so far QEMU TCG {qemu:.2?}, Belljar {belljar:.2?}");
     }
     println!(
@@ -51,9 +51,9 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1";
+const COMMAND_LINE: &str = "console=ttyS0 quiet";
 
-fn belljar_command(options: &Options) -> Command {
+fn belljar_command(options: &Options, guest: &Guest) -> Command {
     let mut command = Command::new(root().join("target/release/belljar"));
     command
         .args([
@@ -67,13 +67,13 @@ fn belljar_command(options: &Options) -> Command {
         ])
         .args(["--cpus", &options.cpus.to_string()])
         .arg("--kernel")
-        .arg(&options.kernel)
+        .arg(&guest.kernel)
         .arg("--initrd")
-        .arg(&options.initrd);
+        .arg(&guest.initrd);
     command
 }
 
-fn qemu_command(options: &Options) -> Command {
+fn qemu_command(options: &Options, guest: &Guest) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     command
         .args([
@@ -97,9 +97,9 @@ fn qemu_command(options: &Options) -> Command {
         ])
         .args(["-append", COMMAND_LINE, "-smp", &options.cpus.to_string()])
         .arg("-kernel")
-        .arg(&options.kernel)
+        .arg(&guest.kernel)
         .arg("-initrd")
-        .arg(&options.initrd);
+        .arg(&guest.initrd);
     command
 }
 
