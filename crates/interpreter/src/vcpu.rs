@@ -83,6 +83,9 @@ impl InterpreterVcpu {
         if calls & Reason::MACHINE.0 != 0 {
             return Some(Exit::Attention);
         }
+        if self.remaining == 0 {
+            return None;
+        }
         let event = self.next_event(calls)?;
         self.counts.events += 1;
         self.core.cpu.activity = Activity::Running;
@@ -404,30 +407,32 @@ impl InterpreterVcpu {
 
     #[inline(never)]
     fn leave_slowly(&mut self, number: u64, op: &Op, step: Step) -> Flow {
-        match step {
-            Ok(flow) => {
-                self.count(number + 1);
-                if matches!(flow, Flow::Next | Flow::Leave | Flow::Resync) {
-                    self.core.cpu.rip = self.core.next_after(op.end());
-                }
-                if matches!(flow, Flow::Resync | Flow::ResyncJump) {
-                    self.core.refresh();
-                }
-                flow
-            }
-            Err(Fault) => {
-                self.count(number);
-                let core = &mut self.core;
-                core.cpu.rip = core.next_after(u64::from(op.offset));
-                if std::mem::take(&mut core.mmu.noncanonical)
-                    && op.seg == Seg::Ss as u8
-                    && core.exception == Exception::general_protection(0)
-                {
-                    core.exception = Exception::stack_fault(0);
-                }
-                self.deliver_fault()
-            }
+        let Ok(flow) = step else {
+            return self.leave_by_fault(number, op);
+        };
+        self.count(number + 1);
+        if matches!(flow, Flow::Next | Flow::Leave | Flow::Resync) {
+            self.core.cpu.rip = self.core.next_after(op.end());
         }
+        if matches!(flow, Flow::Resync | Flow::ResyncJump) {
+            self.core.refresh();
+        }
+        flow
+    }
+
+    /// Leaves a block at op number `number`, which raised an exception.
+    #[inline(never)]
+    fn leave_by_fault(&mut self, number: u64, op: &Op) -> Flow {
+        self.count(number);
+        let core = &mut self.core;
+        core.cpu.rip = core.next_after(u64::from(op.offset));
+        if std::mem::take(&mut core.mmu.noncanonical)
+            && op.seg == Seg::Ss as u8
+            && core.exception == Exception::general_protection(0)
+        {
+            core.exception = Exception::stack_fault(0);
+        }
+        self.deliver_fault()
     }
 }
 

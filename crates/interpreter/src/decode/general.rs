@@ -6,6 +6,7 @@ use crate::handlers::{
     alu, atomics, bits, branches, decimal, flag_control, moves, multiply, shifts, stack, strings,
 };
 use crate::op::{Base, Flexible, Handler, Indexed};
+use belljar_x86::Gpr;
 use iced_x86::{Code, ConditionCode, Mnemonic, OpKind, Register};
 
 /// The instance of a generic handler for an operand size.
@@ -189,6 +190,17 @@ fn movement(l: &mut Lowering) -> Option<Handler> {
             by_size!(l.size(0), atomics::xchg)
         }
         Mnemonic::Xchg => by_size!(l.size(0), moves::xchg_rr),
+        // With REX.B the opcode 90h is XCHG R8, whatever prefixes precede it. SDM 2, NOP and PAUSE.
+        Mnemonic::Pause if l.rex() & 1 != 0 => {
+            (l.op.dst, l.op.src) = (Gpr::R8 as u8, Gpr::Rax as u8);
+            if l.is_wide() {
+                moves::xchg_rr::<u64>
+            } else if l.has_operand_prefix() {
+                moves::xchg_rr::<u16>
+            } else {
+                moves::xchg_rr::<u32>
+            }
+        }
         Mnemonic::Bswap => by_size!(l.size(0), moves::bswap),
         Mnemonic::Movbe if l.is_memory(1) => by_size!(l.size(0), moves::movbe_load),
         Mnemonic::Movbe => by_size!(l.size(1), moves::movbe_store),
@@ -204,6 +216,7 @@ fn movement(l: &mut Lowering) -> Option<Handler> {
         | Mnemonic::Endbr64
         | Mnemonic::Rdsspd
         | Mnemonic::Rdsspq
+        | Mnemonic::Reservednop
         | Mnemonic::Prefetch
         | Mnemonic::Prefetchw
         | Mnemonic::Prefetchwt1
@@ -353,6 +366,7 @@ fn rest(l: &mut Lowering) -> Option<Handler> {
         Mnemonic::Clc => flag_control::set_carry::<false>,
         Mnemonic::Stc => flag_control::set_carry::<true>,
         Mnemonic::Cmc => flag_control::complement_carry,
+        Mnemonic::Salc => flag_control::salc,
         Mnemonic::Cld => flag_control::cld,
         Mnemonic::Std => flag_control::std,
         Mnemonic::Cli => flag_control::cli,

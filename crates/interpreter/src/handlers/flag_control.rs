@@ -19,6 +19,13 @@ pub fn complement_carry(core: &mut Core, _op: &Op) -> Step {
     Ok(Flow::Next)
 }
 
+/// SALC, which the manual does not list and every processor has: CF fills AL.
+pub fn salc(core: &mut Core, _op: &Op) -> Step {
+    let carry = core.flags.carry();
+    core.set_reg(0, 0_u8.wrapping_sub(u8::from(carry)));
+    Ok(Flow::Next)
+}
+
 /// CLD
 pub fn cld(core: &mut Core, _op: &Op) -> Step {
     core.cpu.rflags &= !rflags::DF;
