@@ -2,8 +2,9 @@
 
 mod harness;
 
+use belljar_engine::{Exit, Reason};
 use belljar_x86::Gpr;
-use harness::{Machine, assemble};
+use harness::{CODE, Machine, assemble};
 use iced_x86::code_asm::*;
 
 #[test]
@@ -22,5 +23,39 @@ fn hypercalls_of_both_makers_are_refused_by_their_result() {
     let no_such_call = -1000_i64 as u64;
     for register in [Gpr::Rax, Gpr::Rbx] {
         assert_eq!(machine.vcpu.state().gpr[register as usize], no_such_call);
+    }
+}
+
+#[test]
+fn a_non_maskable_interrupt_waits_for_the_instruction_after_sti() {
+    let code = assemble(|a| {
+        a.sti().unwrap();
+        a.nop().unwrap();
+        a.nop().unwrap();
+    });
+    let mut machine = Machine::new(&code);
+    assert_eq!(machine.vcpu.run(Some(1)), Exit::Budget);
+    machine.attention[0].raise(Reason::NMI);
+    assert_eq!(machine.vcpu.run(Some(1)), Exit::Budget);
+    assert_eq!(machine.vcpu.state().rip, CODE + 2, "after the first NOP");
+    machine.run();
+    assert_eq!(machine.vector(), Some(2));
+}
+
+#[test]
+fn event_counters_are_read_as_zero_where_the_maker_has_them() {
+    let code = assemble(|a| {
+        a.mov(ecx, 3).unwrap();
+        a.or(rax, -1).unwrap();
+        a.rdpmc().unwrap();
+        a.hlt().unwrap();
+    });
+    let mut machine = Machine::new(&code);
+    machine.run();
+    if machine.model.vendor() == belljar_x86::syscall::Vendor::Amd {
+        assert_eq!(machine.vector(), None);
+        assert_eq!(machine.vcpu.state().gpr[Gpr::Rax as usize], 0);
+    } else {
+        assert_eq!(machine.vector(), Some(13));
     }
 }

@@ -98,6 +98,8 @@ pub mod debug {
     #![allow(missing_docs)]
     /// Bits of DR6 that read as one.
     pub const DR6_FIXED: u64 = 0xffff_0ff0;
+    /// Which breakpoints were met: B0 to B3.
+    pub const DR6_BREAKPOINTS: u64 = 0xf;
     pub const DR6_BD: u64 = 1 << 13;
     pub const DR6_BS: u64 = 1 << 14;
     pub const DR6_BT: u64 = 1 << 15;

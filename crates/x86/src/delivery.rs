@@ -149,7 +149,9 @@ fn prepare(cpu: &mut CpuState, event: Event) {
     match vector {
         Vector::PageFault => cpu.cr2 = payload,
         Vector::Debug => {
-            cpu.dr6 |= payload;
+            // The breakpoints' bits tell of this exception alone, the others stay until they are
+            // cleared by software. SDM 3B, 18.2.3.
+            cpu.dr6 = cpu.dr6 & !debug::DR6_BREAKPOINTS | payload;
             // So that the handler may use the debug registers and is not traced. SDM 3B, 18.2.4 and
             // 18.4.
             cpu.dr7 &= !debug::DR7_GD;

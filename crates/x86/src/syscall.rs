@@ -1,6 +1,6 @@
 //! SYSCALL, SYSRET, SYSENTER, SYSEXIT. SDM 3A, 5.8.7 and 5.8.8.
 
-use crate::bits::{efer, rflags};
+use crate::bits::{debug, efer, rflags};
 use crate::descriptor::is_null;
 use crate::paging::is_canonical;
 use crate::{CpuState, Exception, Gpr, Seg, Segment};
@@ -87,6 +87,11 @@ pub fn sysret(cpu: &mut CpuState, vendor: Vendor, wide: bool) -> Result<(), Exce
     }
     load_flat(cpu, Seg::Ss, selector.wrapping_add(8), Flat::Stack, 3);
     cpu.cpl = 3;
+    if cpu.rflags & rflags::TF != 0 {
+        // TF traps at once, as if the program's SYSCALL had just ended, not after another
+        // instruction as with POPF and IRET: debuggers step over system calls by it.
+        cpu.pending_debug |= debug::DR6_BS;
+    }
     Ok(())
 }
 

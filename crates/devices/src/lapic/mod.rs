@@ -27,8 +27,8 @@ pub mod apic_base {
     pub const X2APIC: u64 = 1 << 10;
     /// The local APIC is enabled.
     pub const ENABLE: u64 = 1 << 11;
-    /// The physical address of the registers' page.
-    pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+    /// The physical address of the registers' page, of 46 bits as everywhere in the machine.
+    pub const ADDRESS: u64 = 0x3fff_ffff_f000;
 }
 
 /// Errors of the error status register. SDM 3A, 11.5.3.

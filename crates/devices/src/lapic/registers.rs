@@ -196,7 +196,11 @@ impl Lapic {
             Register::INITIAL_COUNT => {
                 self.state.timer.set_initial(value, self.clock.now());
             }
-            Register::DIVIDE => self.state.timer.set_divide(value, self.clock.now()),
+            Register::DIVIDE => {
+                let now = self.clock.now();
+                self.expire(now);
+                self.state.timer.set_divide(value, now);
+            }
             _ => return Err(RegisterRefused),
         }
         Ok(Effect::None)

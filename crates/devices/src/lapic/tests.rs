@@ -135,6 +135,11 @@ fn modes_change_only_as_the_manual_draws() {
     let x2apic = xapic | apic_base::X2APIC;
     assert!(lapic.set_base(disabled | apic_base::X2APIC).is_err());
     assert!(lapic.set_base(1).is_err());
+    let too_high = xapic | 1 << 46;
+    assert!(
+        lapic.set_base(too_high).is_err(),
+        "beyond the address width"
+    );
     lapic.set_base(x2apic).unwrap();
     assert!(lapic.set_base(xapic).is_err(), "x2APIC does not fall back");
     lapic.set_base(disabled).unwrap();
@@ -230,6 +235,28 @@ fn a_one_shot_timer_counts_down_and_fires_once() {
     assert_eq!(lapic.acknowledge(), Some(0x30));
     assert_eq!(read(&mut lapic, 0x390), 0);
     assert_eq!(lapic.deadline(), None);
+}
+
+#[test]
+fn a_timer_that_has_run_out_stays_so_when_it_becomes_periodic() {
+    let (mut lapic, clock) = lapic(0);
+    write(&mut lapic, 0x320, 0x30);
+    write(&mut lapic, 0x3e0, 0xb);
+    write(&mut lapic, 0x380, 1000);
+    clock.advance(600);
+    write(&mut lapic, 0x320, 0x2_0030);
+    assert_eq!(read(&mut lapic, 0x390), 400, "a running one goes on");
+    write(&mut lapic, 0x320, 0x30);
+    clock.advance(1000);
+    lapic.expire(clock.now());
+    write(&mut lapic, 0x320, 0x2_0030);
+    clock.advance(10);
+    write(&mut lapic, 0x3e0, 0x3);
+    clock.advance(10);
+    assert_eq!(read(&mut lapic, 0x390), 0);
+    assert_eq!(lapic.deadline(), None);
+    write(&mut lapic, 0x380, 1000);
+    assert_eq!(read(&mut lapic, 0x390), 1000);
 }
 
 #[test]

@@ -74,6 +74,9 @@ impl Timer {
         if self.mode == Mode::TscDeadline || self.initial == 0 {
             return 0;
         }
+        if self.mode == Mode::Periodic && self.due.is_none() {
+            return 0;
+        }
         let elapsed = now.since(self.start);
         let left = match (self.mode, self.first_span().checked_sub(elapsed)) {
             (_, Some(left)) => left,
@@ -103,6 +106,13 @@ impl Timer {
         self.due = (!stopped).then(|| now.after(self.first_span()));
     }
 
+    /// Goes on from `count` after a change; if it had run out, it stays so.
+    fn go_on_from(&mut self, count: u32, now: Nanos) {
+        let runs = self.due.is_some();
+        self.start_from(count, now);
+        self.due = self.due.filter(|_| runs);
+    }
+
     pub(super) fn divide(&self) -> u32 {
         self.divide
     }
@@ -112,11 +122,12 @@ impl Timer {
         let count = self.count(now);
         self.divide = value & 0xb;
         if self.mode != Mode::TscDeadline {
-            self.start_from(count, now);
+            self.go_on_from(count, now);
         }
     }
 
-    /// Changes the mode. To or from the TSC deadline disarms the timer.
+    /// Changes the mode. To or from the TSC deadline disarms the timer; a timer that has run out
+    /// does not start again, even if it is periodic now.
     pub(super) fn set_mode(&mut self, mode: Mode, now: Nanos) {
         if mode == self.mode {
             return;
@@ -129,7 +140,7 @@ impl Timer {
             self.tsc_deadline = 0;
             self.due = None;
         } else {
-            self.start_from(count, now);
+            self.go_on_from(count, now);
         }
     }
 

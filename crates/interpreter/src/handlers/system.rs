@@ -326,9 +326,15 @@ pub fn hypercall(core: &mut Core, _op: &Op) -> Step {
     Ok(Flow::Next)
 }
 
-/// RDPMC: no counter is offered.
+/// RDPMC: none of the counters that there are ([`msr`]) counts.
 pub fn rdpmc(core: &mut Core, _op: &Op) -> Step {
-    Err(core.protection_fault())
+    let cpu = &core.cpu;
+    let permitted = cpu.cr4 & cr4::PCE != 0 || cpu.cpl == 0;
+    if !permitted || core.reg::<u32>(RCX) >= msr::event_counters(core.vendor) {
+        return Err(core.protection_fault());
+    }
+    set_edx_eax(core, 0);
+    Ok(Flow::Next)
 }
 
 /// RDRAND, RDSEED: always successful.

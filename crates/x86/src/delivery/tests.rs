@@ -364,6 +364,16 @@ fn a_stack_without_room_is_a_stack_fault_that_names_the_new_segment() {
 }
 
 #[test]
+fn a_debug_exception_replaces_the_breakpoints_of_the_last_in_dr6() {
+    let (mut cpu, mut mem) = long(0);
+    set_gate64(&mem, 1, INTERRUPT_GATE32, 0, 0);
+    cpu.dr6 |= debug::DR6_BS | 1 << 1;
+    let event = Event::Exception(Exception::debug(1 << 2));
+    deliver(&mut cpu, &mut mem, event).unwrap();
+    assert_eq!(cpu.dr6, debug::DR6_FIXED | debug::DR6_BS | 1 << 2);
+}
+
+#[test]
 fn debug_exceptions_gather_in_dr6_and_switch_general_detect_off() {
     let (mut cpu, mut mem) = long(0);
     set_gate64(&mem, 1, INTERRUPT_GATE32, 0, 0);

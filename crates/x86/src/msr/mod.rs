@@ -169,14 +169,19 @@ fn of_amd(cpu: &CpuState, index: u32) -> Option<u64> {
     })
 }
 
+/// How many event counters a processor has that CPUID does not tell of.
+pub const fn event_counters(vendor: Vendor) -> u32 {
+    match vendor {
+        Vendor::Intel => 0,
+        Vendor::Amd => 4,
+    }
+}
+
 /// Registers of AMD's chipset, tuning and event counting.
 const fn is_amd_tuning(index: u32) -> bool {
     matches!(
         index,
         i::NB_CFG
-            // Event counters, which count nothing: CPUID cannot say that there are none.
-            // APM 2, 13.2.1.
-            | i::EVENT_SELECT_0..=i::EVENT_COUNTER_3
             | i::TOP_MEM
             | i::TOP_MEM2
             | i::INTERRUPT_PENDING
@@ -189,7 +194,12 @@ const fn is_amd_tuning(index: u32) -> bool {
             | i::TW_CFG
             | i::FP_CFG
             | i::BU_CFG2
-    )
+    ) || is_event_counter(index)
+}
+
+/// Registers of AMD's event counters: CPUID cannot say that there are none. APM 2, 13.2.1.
+const fn is_event_counter(index: u32) -> bool {
+    i::EVENT_SELECT_0 <= index && index <= i::EVENT_COUNTER_3
 }
 
 /// WRMSR. `tsc` is the machine's time-stamp counter, before the processor's own offset.

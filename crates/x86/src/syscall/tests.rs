@@ -45,6 +45,18 @@ fn sysret_brings_back_what_syscall_saved() {
 }
 
 #[test]
+fn sysret_with_the_trap_flag_traps_before_the_next_instruction() {
+    let mut cpu = linux(0);
+    cpu.gpr[R11] = rflags::FIXED;
+    sysret(&mut cpu, Vendor::Amd, true).unwrap();
+    assert_eq!(cpu.pending_debug, 0);
+    cpu.cpl = 0;
+    cpu.gpr[R11] = rflags::FIXED | rflags::TF;
+    sysret(&mut cpu, Vendor::Amd, true).unwrap();
+    assert_eq!(cpu.pending_debug, debug::DR6_BS);
+}
+
+#[test]
 fn sysret_without_rex_returns_to_compatibility_mode() {
     let mut cpu = linux(0);
     cpu.gpr[RCX] = 0x1_2345_6789;

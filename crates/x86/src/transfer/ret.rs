@@ -266,12 +266,18 @@ impl Outer {
 }
 
 /// Nulls the data segments that the present level may not use. SDM 3A, 5.8.6.
+///
+/// Their bases stay, as on hardware: in 64-bit mode those of FS and GS count whatever the selector,
+/// and kernels that never load the selectors of their own go by the base alone.
 fn drop_inner_segments(cpu: &mut CpuState) {
     for seg in [Seg::Es, Seg::Ds, Seg::Fs, Seg::Gs] {
         let segment = cpu.seg(seg);
         let conforming = segment.has(Segment::CODE) && segment.has(Segment::EXPAND_DOWN);
         if segment.usable && !conforming && segment.dpl() < cpu.cpl {
-            cpu.segments[seg as usize] = null_segment(0);
+            cpu.segments[seg as usize] = Segment {
+                base: segment.base,
+                ..null_segment(0)
+            };
         }
     }
 }

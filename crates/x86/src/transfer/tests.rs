@@ -310,6 +310,23 @@ fn iret_in_64_bit_mode_pops_the_stack_pointer_at_every_level() {
 }
 
 #[test]
+fn a_return_outward_nulls_inner_segments_but_not_their_bases() {
+    let (mut cpu, mut mem) = long(0);
+    let inner = Segment {
+        base: 0xffff_8000_0000_1000,
+        ..*cpu.seg(Seg::Ds)
+    };
+    cpu.segments[Seg::Gs as usize] = inner;
+    let stack = u64::from(data(3));
+    let frame = [TARGET, u64::from(code(3)), rflags::FIXED, 0x1238, stack];
+    push_all(&mut cpu, &mem, 8, &frame);
+    iret(&mut cpu, &mut mem, Bits64, NEXT).unwrap();
+    assert_eq!(where_it_is(&cpu), (code(3), TARGET, 3));
+    let gs = cpu.seg(Seg::Gs);
+    assert_eq!((gs.selector, gs.usable, gs.base), (0, false, inner.base));
+}
+
+#[test]
 fn iret_from_64_bit_mode_reaches_compatibility_mode() {
     let (mut cpu, mut mem) = long(0);
     define(&mem, FREE, segment(0, 0xf_ffff, CODE | level(3) | FLAT));
