@@ -11,7 +11,8 @@ use iced_x86::{
     Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, Register,
 };
 
-/// The most instructions that a case may have: that many of the longest fit into one page behind [`CODE_FIRST`].
+/// The most instructions that a case may have: that many of the longest fit into one page behind
+/// `CODE_FIRST`.
 pub const MOST_INSTRUCTIONS: usize = 64;
 
 /// Makes the cases of a campaign.
