@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 /// Runs unmodified operating systems in virtual machines, with or without hardware virtualization.
 #[derive(Debug, Parser)]
-#[command(name = "belljar", version, max_term_width = 100)]
+#[command(name = "belljar", version, max_term_width = 90)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -17,9 +17,9 @@ pub struct Cli {
 pub enum Command {
     /// Run a virtual machine with its console on the terminal
     ///
-    /// Without --kernel, Belljar makes a small Debian guest itself: its kernel and a shell, fetched once with the
-    /// host's apt. In the terminal, Ctrl-A x ends the machine and Ctrl-A h shows the keys; all others, Ctrl-C too, are
-    /// the guest's.
+    /// Without --kernel, Belljar makes a small Debian guest itself: its kernel and a shell, fetched
+    /// once with the host's apt. In the terminal, Ctrl-A x ends the machine and Ctrl-A h shows the
+    /// keys; all others, Ctrl-C too, are the guest's.
     #[command(after_help = RUN_AFTER_HELP)]
     Run(RunOptions),
 }
@@ -33,12 +33,13 @@ Exit status:
   With --debug-exit, (VALUE << 1) | 1 for the VALUE that the guest wrote.
 
 Environment:
-  BELLJAR_LOG  what to log on standard error, for example info or belljar_machine=debug [default: warn]";
+  BELLJAR_LOG  what to log on standard error: warn, info, belljar_machine=debug… [default: warn]";
 
 /// The flags of `belljar run`. What is not given is as the configuration file says, or the default.
 #[derive(Debug, Default, Args)]
 pub struct RunOptions {
-    /// What runs the guest's code: auto (the best that this host has), translator, interpreter, kvm [default: auto]
+    /// What runs the guest's code: auto (the best that this host has), translator, interpreter, kvm
+    /// [default: auto]
     #[arg(long, value_name = "NAME")]
     engine: Option<EngineChoice>,
     /// Kernel to boot: a Linux bzImage, an ELF vmlinux with a PVH note, or a multiboot 1 image
@@ -50,7 +51,8 @@ pub struct RunOptions {
     /// Command line of the kernel [default: console=ttyS0]
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     cmdline: Option<String>,
-    /// Debian suite of the guest that Belljar makes itself, for example trixie [default: the host's own]
+    /// Debian suite of the guest that Belljar makes itself, for example trixie [default: the host's
+    /// own]
     #[arg(long, value_name = "NAME")]
     suite: Option<String>,
     /// Size of the RAM in bytes, or with K, M, G or T [default: 1G]
@@ -59,8 +61,8 @@ pub struct RunOptions {
     /// Number of virtual CPUs, 1 to 255 [default: 1]
     #[arg(long, value_name = "N")]
     cpus: Option<u32>,
-    /// Where the serial console goes: stdio, pty (its path is told on standard error), file=PATH (output only),
-    /// unix=PATH (a socket that one client at a time connects to) [default: stdio]
+    /// Where the serial console goes: stdio, pty (its path is told on standard error), file=PATH
+    /// (output only), unix=PATH (a socket that one client at a time connects to) [default: stdio]
     #[arg(long, value_name = "WHERE")]
     console: Option<ConsoleChoice>,
     /// Let a guest end the machine by writing VALUE to port 0xf4, with exit status (VALUE << 1) | 1

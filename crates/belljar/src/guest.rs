@@ -4,8 +4,8 @@ use crate::terminal::message;
 use anyhow::{Context, Result};
 use belljar_machine::MachineConfig;
 
-/// Fills in the kernel, its initial RAM filesystem and its command line, in the suite's place; a command line that was
-/// given stays.
+/// Fills in the kernel, its initial RAM filesystem and its command line, in the suite's place; a
+/// command line that was given stays.
 pub fn provide(config: &mut MachineConfig) -> Result<()> {
     let suite = config.suite.take();
     let guest = belljar_image::default_guest(suite.as_deref())

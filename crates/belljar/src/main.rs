@@ -1,7 +1,8 @@
 //! The command line of Belljar.
 //!
-//! Floor 6 of the house: flags, the terminal and the other consoles, messages and exit statuses. How a machine works is
-//! the business of the floors below. Standard output carries nothing but the guest's console.
+//! Floor 6 of the house: flags, the terminal and the other consoles, messages and exit statuses.
+//! How a machine works is the business of the floors below. Standard output carries nothing but the
+//! guest's console.
 
 #![forbid(unsafe_code)]
 

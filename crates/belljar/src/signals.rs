@@ -7,8 +7,8 @@ use signal_hook::low_level::emulate_default_handler;
 use std::io;
 use std::thread::Builder;
 
-/// Calls `on_signal` for the first signal that asks the process to end; at the second one the process ends at once, with
-/// the terminal restored.
+/// Calls `on_signal` for the first signal that asks the process to end; at the second one the
+/// process ends at once, with the terminal restored.
 pub fn watch(on_signal: impl FnOnce(i32) + Send + 'static) -> io::Result<()> {
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
     Builder::new().name("signals".to_owned()).spawn(move || {

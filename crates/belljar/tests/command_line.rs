@@ -1,4 +1,5 @@
-//! What `belljar` answers to a command line: statuses, messages, and that standard output is the guest's alone.
+//! What `belljar` answers to a command line: statuses, messages, and that standard output is the
+//! guest's alone.
 
 mod kernel;
 

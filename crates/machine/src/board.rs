@@ -171,8 +171,8 @@ impl MachineBoard {
         ConsoleInput::new(Arc::clone(&self.serial), Arc::clone(&self.line))
     }
 
-    /// Puts every device as after power-on, and then as firmware hands them over. The interrupt controllers come first:
-    /// they take the levels of the devices' lines as these change.
+    /// Puts every device as after power-on, and then as firmware hands them over. The interrupt
+    /// controllers come first: they take the levels of the devices' lines as these change.
     pub fn reset(&self) {
         self.interrupts.reset();
         self.paravirtual.reset();

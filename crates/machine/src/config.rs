@@ -1,4 +1,5 @@
-//! What a machine is to be: the one source of truth behind the command line's flags and the file format.
+//! What a machine is to be: the one source of truth behind the command line's flags and the file
+//! format.
 
 use crate::Size;
 use serde::{Deserialize, Serialize};
@@ -7,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use thiserror::Error;
 
-/// The most vCPUs that a machine can have: local APIC identifiers of 8 bits, less the one that means all.
+/// The most vCPUs that a machine can have: local APIC identifiers of 8 bits, less the one that
+/// means all.
 pub const MOST_CPUS: u32 = 255;
 /// The command line of a kernel for which none is given: messages go to the serial console.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
@@ -16,7 +18,8 @@ const LONGEST_CMDLINE: usize = 65535;
 
 /// Everything that is to be said about a machine before it is made.
 ///
-/// In TOML the keys are those of the command line's flags (`debug-exit = true`). A key that does not exist is an error.
+/// In TOML the keys are those of the command line's flags (`debug-exit = true`). A key that does
+/// not exist is an error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct MachineConfig {
@@ -63,7 +66,8 @@ impl Default for MachineConfig {
 }
 
 impl MachineConfig {
-    /// Reads a configuration from a TOML file; what it does not say is as in [`MachineConfig::default`].
+    /// Reads a configuration from a TOML file; what it does not say is as in
+    /// [`MachineConfig::default`].
     ///
     /// # Errors
     /// [`ConfigError::Read`] and [`ConfigError::Syntax`].

@@ -9,9 +9,9 @@ pub trait ConsoleOutput: Send + Sync + fmt::Debug {
     /// Takes what the guest printed. It must not wait: a device's lock is held.
     fn write(&self, bytes: &[u8]);
 
-    /// Waits until there is room for more, if this output is to slow its guest down and not to lose anything. Called
-    /// after each [`write`](Self::write) on the vCPU's thread, with no lock held. It must come back soon after the
-    /// machine was asked to stop.
+    /// Waits until there is room for more, if this output is to slow its guest down and not to lose
+    /// anything. Called after each [`write`](Self::write) on the vCPU's thread, with no lock held.
+    /// It must come back soon after the machine was asked to stop.
     fn pace(&self);
 }
 
@@ -79,7 +79,8 @@ impl ConsoleInput {
         Self { serial, line }
     }
 
-    /// Hands `bytes` to the guest; waits while it takes none. False if the machine ended before it had taken all.
+    /// Hands `bytes` to the guest; waits while it takes none. False if the machine ended before it
+    /// had taken all.
     pub fn send(&self, mut bytes: &[u8]) -> bool {
         loop {
             let LineState { rooms, closed } = *self.line.lock();

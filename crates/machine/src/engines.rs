@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 type Probe = fn() -> Result<Arc<dyn Engine>, EngineError>;
 
-/// The engines of this version, the best first, each with what finds out whether this host can run it.
+/// The engines of this version, the best first, each with what finds out whether this host can run
+/// it.
 const ENGINES: &[(EngineChoice, Probe)] = &[(EngineChoice::Interpreter, interpreter)];
 
 #[expect(
@@ -20,8 +21,8 @@ fn interpreter() -> Result<Arc<dyn Engine>, EngineError> {
 /// Makes the engine that `choice` asks for; `auto` is the first that this host can run.
 ///
 /// # Errors
-/// [`MachineError::EngineMissing`] for an engine that this version does not have; the engine's own error if the host
-/// cannot run it.
+/// [`MachineError::EngineMissing`] for an engine that this version does not have; the engine's own
+/// error if the host cannot run it.
 pub fn choose(choice: EngineChoice) -> Result<Arc<dyn Engine>, MachineError> {
     choose_from(ENGINES, choice)
 }

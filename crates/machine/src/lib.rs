@@ -1,9 +1,10 @@
 //! A machine: vCPU threads, memory, and devices wired to a board.
 //!
-//! Floor 4 of the house. A [`Machine`] is made from a [`MachineConfig`], the one source of truth about what it is to be.
-//! It chooses an engine, loads the kernel, and runs one thread for each vCPU and one for the devices' deadlines; a
-//! [`MachineHandle`] pauses, resumes, resets and stops it from any thread, and [`Machine::wait`] gives its [`Outcome`]. It
-//! knows nothing of terminals: its serial console is a [`ConsoleOutput`] that it writes to and a [`ConsoleInput`] that is
+//! Floor 4 of the house. A [`Machine`] is made from a [`MachineConfig`], the one source of truth
+//! about what it is to be. It chooses an engine, loads the kernel, and runs one thread for each
+//! vCPU and one for the devices' deadlines; a [`MachineHandle`] pauses, resumes, resets and stops
+//! it from any thread, and [`Machine::wait`] gives its [`Outcome`]. It knows nothing of terminals:
+//! its serial console is a [`ConsoleOutput`] that it writes to and a [`ConsoleInput`] that is
 //! written to.
 
 #![forbid(unsafe_code)]

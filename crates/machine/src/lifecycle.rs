@@ -1,9 +1,9 @@
 //! The stages of a machine's life, and how its vCPU threads move from one to the next together.
 //!
-//! Every vCPU thread is either running guest code or *parked* in [`Lifecycle::park`]. Whoever wants something of the whole
-//! machine sets the goal and raises [`Reason::STOP`] for every vCPU; the threads park.
-//! What needs all of them to stand still (a pause that is complete, a reset) happens when the last one has parked. So
-//! pause, reset and stop are one mechanism.
+//! Every vCPU thread is either running guest code or *parked* in [`Lifecycle::park`]. Whoever wants
+//! something of the whole machine sets the goal and raises [`Reason::STOP`] for every vCPU; the
+//! threads park. What needs all of them to stand still (a pause that is complete, a reset) happens
+//! when the last one has parked. So pause, reset and stop are one mechanism.
 
 use crate::{MachineError, Outcome};
 use belljar_engine::{Attention, Reason};

@@ -15,8 +15,8 @@ use belljar_x86::cpuid::{CpuidConfig, CpuidModel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
-/// A virtual machine. It is made paused; [`MachineHandle::resume`] starts it, [`wait`](Self::wait) comes back when it has
-/// ended. Dropping it stops it.
+/// A virtual machine. It is made paused; [`MachineHandle::resume`] starts it, [`wait`](Self::wait)
+/// comes back when it has ended. Dropping it stops it.
 #[derive(Debug)]
 pub struct Machine {
     engine: &'static str,
@@ -26,10 +26,12 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Makes the machine of `config`, whose serial console prints to `output`, with its kernel in memory.
+    /// Makes the machine of `config`, whose serial console prints to `output`, with its kernel in
+    /// memory.
     ///
     /// # Errors
-    /// A [`MachineError`]: what the host refuses, what the configuration gets wrong, a kernel that cannot be booted.
+    /// A [`MachineError`]: what the host refuses, what the configuration gets wrong, a kernel that
+    /// cannot be booted.
     pub fn new(
         config: &MachineConfig,
         output: Arc<dyn ConsoleOutput>,
@@ -94,7 +96,8 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Makes a vCPU for each of `states` and starts the threads, which wait for the machine to be resumed.
+    /// Makes a vCPU for each of `states` and starts the threads, which wait for the machine to be
+    /// resumed.
     fn start_vcpus(
         &mut self,
         engine: &dyn Engine,
@@ -184,8 +187,8 @@ struct Inner {
     clock: Arc<dyn Clock>,
     timers: Arc<Timers>,
     board: Arc<MachineBoard>,
-    /// The thread that serves the devices' deadlines while the machine runs. Held while pausing and resuming, so that
-    /// these do not overlap.
+    /// The thread that serves the devices' deadlines while the machine runs. Held while pausing and
+    /// resuming, so that these do not overlap.
     timer_thread: Mutex<Option<JoinHandle<()>>>,
 }
 

@@ -1,5 +1,5 @@
-//! What a PC does between power-on and the kernel's first instruction: devices as after reset, the firmware's tables and
-//! the kernel in memory, the processors at their starting points.
+//! What a PC does between power-on and the kernel's first instruction: devices as after reset, the
+//! firmware's tables and the kernel in memory, the processors at their starting points.
 
 use crate::board::MachineBoard;
 use crate::{MachineConfig, MachineError};
@@ -49,8 +49,8 @@ impl PowerOn {
         })
     }
 
-    /// Puts memory and devices as the firmware of a PC would leave them, and gives the states of the vCPUs. RAM keeps
-    /// what nothing is loaded over, as on a PC. No vCPU may run meanwhile.
+    /// Puts memory and devices as the firmware of a PC would leave them, and gives the states of
+    /// the vCPUs. RAM keeps what nothing is loaded over, as on a PC. No vCPU may run meanwhile.
     pub fn reset(&self) -> Result<Vec<CpuState>, MachineError> {
         for attention in self.attention.iter() {
             attention.clear(Reason::NMI | Reason::INIT | Reason::SIPI);

@@ -81,7 +81,8 @@ impl VcpuThread {
         }
     }
 
-    /// Sleeps until there is something that ends HLT: what is masked does not, however long it waits.
+    /// Sleeps until there is something that ends HLT: what is masked does not, however long it
+    /// waits.
     fn sleep(&mut self) {
         let cpu = self.vcpu.state();
         let mut reasons = Reason::MACHINE | Reason::ENGINE;
@@ -107,7 +108,8 @@ impl VcpuThread {
         }
     }
 
-    /// INIT, which has reset the local APIC already, sends the bootstrap processor to the firmware, which on this board is the machine's reset.
+    /// INIT, which has reset the local APIC already, sends the bootstrap processor to the firmware,
+    /// which on this board is the machine's reset.
     fn init(&mut self) {
         if self.id == 0 {
             self.lifecycle.request_reset();

@@ -92,7 +92,8 @@ fn garbage_in_the_apics_harms_nobody() {
 fn a_jump_to_nowhere_ends_in_a_crash() {
     for target in [0xa_0000, 0xfee0_0000, 0xc000_0000, 0xffff_fff0_u32] {
         let image = image(|asm| {
-            // Where nothing is, all ones are read: an invalid instruction, and no table to report it by.
+            // Where nothing is, all ones are read: an invalid instruction, and no table to report
+            // it by.
             store(asm, 0x2_0000, 0)?;
             store(asm, 0x2_0004, 0)?;
             asm.lidt(fword_ptr(0x2_0000))?;

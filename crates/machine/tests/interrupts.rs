@@ -20,8 +20,8 @@ const DIVIDE: u32 = LAPIC + 0x3e0;
 /// Where the guests' processors count.
 const COUNT: u32 = 0x9000;
 
-/// Sets up the interrupts by `set_up`, then halts; the handler of `vector` prints a dot and ends with
-/// `acknowledge`. After three of them the guest powers off.
+/// Sets up the interrupts by `set_up`, then halts; the handler of `vector` prints a dot and ends
+/// with `acknowledge`. After three of them the guest powers off.
 fn ticking(
     vector: u32,
     set_up: impl FnOnce(&mut CodeAssembler) -> Assembled,

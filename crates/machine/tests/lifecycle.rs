@@ -119,8 +119,8 @@ fn a_paused_machine_stands_still_until_it_is_resumed() {
     assert!(matches!(machine.end().0, Outcome::Stopped));
 }
 
-/// Prints 1, resets by `reset`, and prints 2 and powers off if it then runs again. RAM that nothing is loaded over keeps
-/// the mark that the guest leaves.
+/// Prints 1, resets by `reset`, and prints 2 and powers off if it then runs again. RAM that nothing
+/// is loaded over keeps the mark that the guest leaves.
 fn resetting(reset: impl FnOnce(&mut CodeAssembler) -> Assembled) -> NamedTempFile {
     const MARK: u32 = 0x20_0000;
     image(|asm| {

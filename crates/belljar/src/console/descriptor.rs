@@ -24,15 +24,16 @@ pub fn read(stop: &Stop, file: impl AsFd, input: &ConsoleInput) {
     }
 }
 
-/// Writes everything from `outlet` to the file that `current` gives, which is told the file that failed before it;
-/// `None` ends it. Output that a broken file does not take goes to the next one.
+/// Writes everything from `outlet` to the file that `current` gives, which is told the file that
+/// failed before it; `None` ends it. Output that a broken file does not take goes to the next one.
 pub fn write(
     outlet: &Outlet,
     stop: &Stop,
     mut current: impl FnMut(Option<&Arc<OwnedFd>>) -> Option<Arc<OwnedFd>>,
 ) {
     let mut bytes = Vec::new();
-    // Output stays in the outlet, where the oldest makes room for the newest, until there is somebody to read it.
+    // Output stays in the outlet, where the oldest makes room for the newest, until there is
+    // somebody to read it.
     while let Some(mut file) = current(None) {
         if !outlet.take(&mut bytes) {
             return;

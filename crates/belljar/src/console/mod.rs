@@ -1,8 +1,10 @@
-//! Where a guest's serial console goes: the terminal or pipes, a pseudo-terminal, a file, a Unix socket.
+//! Where a guest's serial console goes: the terminal or pipes, a pseudo-terminal, a file, a Unix
+//! socket.
 //!
-//! Every console has a bounded [`Outlet`] that the vCPUs fill and a writer thread empties, and those with input a reader
-//! thread, which waits while the guest takes nothing. With standard output or a file the guest waits for a slow reader
-//! and loses nothing; a pseudo-terminal or a socket may have no reader at all, so there only the newest 64 KiB are kept.
+//! Every console has a bounded [`Outlet`] that the vCPUs fill and a writer thread empties, and
+//! those with input a reader thread, which waits while the guest takes nothing. With standard
+//! output or a file the guest waits for a slow reader and loses nothing; a pseudo-terminal or a
+//! socket may have no reader at all, so there only the newest 64 KiB are kept.
 
 mod descriptor;
 mod outlet;
@@ -22,7 +24,8 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 use stop::Stop;
 
-/// How long output may take to reach its reader when the machine was stopped, or the reader may not exist.
+/// How long output may take to reach its reader when the machine was stopped, or the reader may not
+/// exist.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// What the user asks for at the console.
@@ -81,7 +84,8 @@ impl Console {
         Arc::<Outlet>::clone(&self.outlet)
     }
 
-    /// The buffer of the output: whoever stops the machine closes it first, so that no vCPU waits for a reader.
+    /// The buffer of the output: whoever stops the machine closes it first, so that no vCPU waits
+    /// for a reader.
     pub fn outlet(&self) -> Arc<Outlet> {
         Arc::clone(&self.outlet)
     }
@@ -153,8 +157,8 @@ impl Console {
         Ok(())
     }
 
-    /// Ends the console when no vCPU runs any more. What the guest printed is written out first: all of it if `patient`
-    /// and nothing else than a slow reader is in the way.
+    /// Ends the console when no vCPU runs any more. What the guest printed is written out first:
+    /// all of it if `patient` and nothing else than a slow reader is in the way.
     pub fn finish(self, patient: bool) {
         self.outlet.close();
         let lossless = matches!(self.kind, Kind::Stdio | Kind::File(_));

@@ -61,7 +61,8 @@ impl Outlet {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds output without waiting. Where nothing may be lost, the caller [`pace`](Self::pace)s itself afterwards.
+    /// Adds output without waiting. Where nothing may be lost, the caller [`pace`](Self::pace)s
+    /// itself afterwards.
     pub fn push(&self, bytes: &[u8]) {
         let mut state = self.lock();
         let over = (state.waiting.len() + bytes.len()).saturating_sub(CAPACITY);
@@ -84,7 +85,8 @@ impl Outlet {
         }
     }
 
-    /// Moves everything that waits to the empty buffer `into`; waits until there is something. False at the end.
+    /// Moves everything that waits to the empty buffer `into`; waits until there is something.
+    /// False at the end.
     pub fn take(&self, into: &mut Vec<u8>) -> bool {
         into.clear();
         let mut state = self.lock();
@@ -102,7 +104,8 @@ impl Outlet {
         true
     }
 
-    /// Lets nobody wait for room from now on; [`take`](Self::take) gives what is left and then ends.
+    /// Lets nobody wait for room from now on; [`take`](Self::take) gives what is left and then
+    /// ends.
     pub fn close(&self) {
         self.lock().closed = true;
         self.changed.notify_all();

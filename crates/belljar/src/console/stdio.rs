@@ -18,8 +18,9 @@ const WAITING: usize = 64;
 /// What Ctrl-A h shows.
 const KEYS: &str = "Ctrl-A x ends the machine, Ctrl-A h shows this, Ctrl-A a sends Ctrl-A";
 
-/// Hands standard input to the guest until it ends, or the machine does. From a terminal the commands of [`Escape`] are
-/// taken out; they work whether or not the guest reads, so another thread waits for the guest.
+/// Hands standard input to the guest until it ends, or the machine does. From a terminal the
+/// commands of [`Escape`] are taken out; they work whether or not the guest reads, so another
+/// thread waits for the guest.
 pub fn read(stop: &Stop, input: &ConsoleInput, requests: &dyn Requests) {
     let mut escape = stdin().is_terminal().then(Escape::default);
     std::thread::scope(|scope| {

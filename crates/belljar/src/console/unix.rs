@@ -26,7 +26,8 @@ impl Socket {
     /// Listens at `path`. A socket that nobody listens at any more is replaced.
     pub fn bind(path: &Path) -> Result<Self> {
         remove_stale(path)?;
-        // The mode must be right from the first moment; no other thread of Belljar makes files at this time.
+        // The mode must be right from the first moment; no other thread of Belljar makes files at
+        // this time.
         let mask = umask(Mode::from_raw_mode(0o177));
         let bound = UnixListener::bind(path);
         umask(mask);
@@ -97,7 +98,8 @@ struct State {
 }
 
 impl Clients {
-    /// The client; waits until there is one other than `failed`. `None` after [`close`](Self::close).
+    /// The client; waits until there is one other than `failed`. `None` after
+    /// [`close`](Self::close).
     pub fn wait_for_one(&self, failed: Option<&Arc<OwnedFd>>) -> Option<Arc<OwnedFd>> {
         let mut state = lock(&self.state);
         loop {

@@ -36,8 +36,8 @@ pub const POWER_OFF: [u8; 13] = [
     0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x34, 0x66, 0xef, 0xf4, 0xeb, 0xfd,
 ];
 
-/// Echoes what the serial port receives, and powers off at a full stop:
-/// again: mov dx, 0x3fd; in al, dx; test al, 1; jz again; mov dx, 0x3f8; in al, dx; out dx, al; cmp al, '.'; jne again.
+/// Echoes what the serial port receives, and powers off at a full stop: again: mov dx, 0x3fd; in
+/// al, dx; test al, 1; jz again; mov dx, 0x3f8; in al, dx; out dx, al; cmp al, '.'; jne again.
 pub fn echoing() -> Vec<u8> {
     let mut code = vec![
         0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xf7, 0x66, 0xba, 0xf8, 0x03, 0xec, 0xee,
