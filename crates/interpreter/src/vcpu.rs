@@ -9,6 +9,7 @@ use belljar_engine::{Counters, Exit, Reason, Vcpu};
 use belljar_x86::bits::rflags;
 use belljar_x86::paging::Flush;
 use belljar_x86::state::{Activity, Shadow};
+use belljar_x86::syscall::Vendor;
 use belljar_x86::{CpuState, Event, Exception, Seg, debug};
 
 /// A vCPU of the interpreter.
@@ -126,7 +127,12 @@ impl InterpreterVcpu {
     #[cold]
     fn step(&mut self) -> Option<Exit> {
         self.link = NONE;
-        match self.core.cpu.activity {
+        let cpu = &mut self.core.cpu;
+        // A debug exception ends HLT, also that of HLT's own trap. SDM 2, HLT.
+        if cpu.activity == Activity::Halted && cpu.pending_debug != 0 {
+            cpu.activity = Activity::Running;
+        }
+        match cpu.activity {
             Activity::Running => {}
             Activity::Halted | Activity::WaitForSipi => return Some(Exit::Halted),
             Activity::Shutdown => return Some(Exit::TripleFault),
@@ -166,7 +172,11 @@ impl InterpreterVcpu {
     #[allow(clippy::option_option)]
     fn code_breakpoint(&mut self, shadow: Shadow) -> Option<Option<Exit>> {
         let cpu = &self.core.cpu;
-        if !debug::any_active(cpu) || cpu.rflags & rflags::RF != 0 || shadow == Shadow::MovSs {
+        if !debug::any_active(cpu) || cpu.rflags & rflags::RF != 0 {
+            return None;
+        }
+        // Intel's processors alone hold these back, too. SDM 3A, 6.8.3.
+        if shadow == Shadow::MovSs && self.core.vendor == Vendor::Intel {
             return None;
         }
         let bits = debug::instruction_breakpoint(cpu, self.key().linear())?;

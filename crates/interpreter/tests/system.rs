@@ -4,7 +4,9 @@ mod harness;
 
 use belljar_engine::{Exit, Reason};
 use belljar_x86::Gpr;
-use harness::{CODE, Machine, assemble};
+use belljar_x86::bits::rflags;
+use belljar_x86::syscall::Vendor;
+use harness::{CODE, Machine, STACK, assemble, state64};
 use iced_x86::code_asm::*;
 
 #[test]
@@ -52,10 +54,46 @@ fn event_counters_are_read_as_zero_where_the_maker_has_them() {
     });
     let mut machine = Machine::new(&code);
     machine.run();
-    if machine.model.vendor() == belljar_x86::syscall::Vendor::Amd {
+    if machine.model.vendor() == Vendor::Amd {
         assert_eq!(machine.vector(), None);
         assert_eq!(machine.vcpu.state().gpr[Gpr::Rax as usize], 0);
     } else {
         assert_eq!(machine.vector(), Some(13));
+    }
+}
+
+#[test]
+fn a_traced_halt_is_ended_by_its_trap() {
+    let code = assemble(|a| {
+        a.hlt().unwrap();
+        a.nop().unwrap();
+    });
+    let mut cpu = state64();
+    cpu.rflags |= rflags::TF;
+    let mut machine = Machine::with_state(&code, cpu);
+    machine.run();
+    assert_eq!(machine.vector(), Some(1));
+    assert_eq!(machine.word(STACK - 40), CODE + 1, "after HLT");
+}
+
+#[test]
+fn a_code_breakpoint_after_mov_ss_waits_on_intel_alone() {
+    let code = assemble(|a| {
+        a.mov(eax, ss).unwrap();
+        a.mov(ss, eax).unwrap();
+        a.nop().unwrap();
+        a.hlt().unwrap();
+    });
+    let mut cpu = state64();
+    let nop = CODE + 4;
+    cpu.dr[0] = nop;
+    cpu.dr7 |= 1;
+    let mut machine = Machine::with_state(&code, cpu);
+    machine.run();
+    if machine.model.vendor() == Vendor::Intel {
+        assert_eq!(machine.vector(), None);
+    } else {
+        assert_eq!(machine.vector(), Some(1));
+        assert_eq!(machine.word(STACK - 40), nop);
     }
 }

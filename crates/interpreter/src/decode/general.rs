@@ -283,7 +283,10 @@ fn sign_extension(l: &Lowering) -> Handler {
         (false, 2) => by_size!(size, moves::movsx_rr, u16),
         (false, _) => by_size!(size, moves::movsx_rr, u32),
         (true, 1) => by_form!(l, size, moves::movsx_rm, u8),
-        (true, 2) => by_form!(l, size, moves::movsx_rm, u16),
+        // Of MOVSXD to 16 bits AMD's processors read the 32 bits that the other forms have.
+        (true, 2) if !(l.amd && l.ins.mnemonic() == Mnemonic::Movsxd) => {
+            by_form!(l, size, moves::movsx_rm, u16)
+        }
         (true, _) => by_form!(l, size, moves::movsx_rm, u32),
     }
 }

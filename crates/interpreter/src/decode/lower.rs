@@ -8,7 +8,8 @@ use crate::op::{Handler, NO_REGISTER, Op, RIP};
 use crate::processor::Core;
 use belljar_passthrough::CompileError;
 use belljar_x86::Seg;
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use belljar_x86::syscall::Vendor;
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 /// Where in its block an instruction lies, in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +44,8 @@ pub struct Lowering<'a> {
     pub form: AddressForm,
     /// Width of the code segment's defaults: 16, 32 or 64.
     pub bits: u32,
+    /// Whether it is to be understood as AMD's processors do.
+    pub amd: bool,
 }
 
 /// An op without operands.
@@ -79,8 +82,12 @@ pub fn op(
         op: plain(system::undefined, place),
         form: AddressForm::Flexible,
         bits,
+        amd: core.vendor == Vendor::Amd,
     };
     lowering.memory_operand();
+    if lowering.amd && is_prefetch_of_register(ins) {
+        return Ok((lowering.op, true));
+    }
     if !is_always_there(ins) && !core.model.allows(ins.cpuid_features()) {
         return Ok((lowering.op, true));
     }
@@ -118,6 +125,16 @@ fn is_always_there(ins: &Instruction) -> bool {
             | Mnemonic::Ud2
             | Mnemonic::Vmcall
             | Mnemonic::Vmmcall
+    )
+}
+
+/// PREFETCH and PREFETCHW with a register, which AMD's processors do not take for no operation. APM 3, PREFETCH.
+fn is_prefetch_of_register(ins: &Instruction) -> bool {
+    matches!(
+        ins.code(),
+        Code::Reservednop_rm16_r16_0F0D
+            | Code::Reservednop_rm32_r32_0F0D
+            | Code::Reservednop_rm64_r64_0F0D
     )
 }
 

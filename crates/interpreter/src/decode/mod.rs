@@ -127,7 +127,7 @@ fn reaches_end(core: &Core, key: &Key, bytes: &[u8]) -> bool {
     decoder.last_error() == DecoderError::NoMoreBytes && !is_short_undefined(core, bytes)
 }
 
-/// Whether `bytes` are UD0 or UD1 up to the opcode: AMD's processors look no further for what follows it.
+/// Whether `bytes` begin UD0 or UD1: AMD's processors do not fetch what follows the opcode.
 fn is_short_undefined(core: &Core, bytes: &[u8]) -> bool {
     let prefixes = bytes
         .iter()
@@ -138,7 +138,7 @@ fn is_short_undefined(core: &Core, bytes: &[u8]) -> bool {
         [0x40..=0x4f, opcode @ ..] if core.code64 => opcode,
         opcode => opcode,
     };
-    core.vendor == Vendor::Amd && matches!(opcode, [0x0f, 0xb9 | 0xff])
+    core.vendor == Vendor::Amd && matches!(opcode, [0x0f, 0xb9 | 0xff, ..])
 }
 
 /// Decodes up to `most` instructions into ops. Gives their length in bytes.
@@ -165,7 +165,7 @@ fn run(
             return Ok(offset);
         }
         let place = lower::Place { offset, end };
-        if error == DecoderError::NoMoreBytes && end == bytes.len() && end < LONGEST {
+        if error == DecoderError::NoMoreBytes && bytes.len() < LONGEST {
             // What `is_short_undefined` found.
             cache.ops.push(lower::plain(system::undefined, place));
             return Ok(end);

@@ -4,6 +4,8 @@ use crate::mmu::Mmu;
 use crate::op::{Op, Step, effective_address, linear};
 use crate::processor::Core;
 use belljar_passthrough::{Memory, OperandMemory, Stub};
+use belljar_x86::paging::is_canonical;
+use belljar_x86::syscall::Vendor;
 use belljar_x86::{Access, CpuState, Exception, LinearMemory, Seg, segmentation};
 
 /// The memory operand as the stubs reach it.
@@ -12,6 +14,7 @@ struct Operand<'a> {
     seg: Seg,
     offset: u64,
     mask: u64,
+    amd: bool,
 }
 
 impl Operand<'_> {
@@ -23,6 +26,11 @@ impl Operand<'_> {
         access: Access,
     ) -> Result<u64, Exception> {
         let offset = self.offset.wrapping_add(offset) & self.mask;
+        // As in `op::linear`.
+        let based = matches!(self.seg, Seg::Fs | Seg::Gs);
+        if self.amd && based && cpu.code64() && !is_canonical(offset) {
+            return Err(Exception::general_protection(0));
+        }
         segmentation::linear_address(cpu, self.seg, offset, size as u32, access)
     }
 }
@@ -115,6 +123,7 @@ fn with_memory(
             Memory::Elements { .. } => op.address_mask(),
             _ => u64::MAX,
         },
+        amd: core.vendor == Vendor::Amd,
     };
     core.stubs
         .run_with_memory(stub, &mut core.cpu, &mut operand)
