@@ -95,24 +95,31 @@ fn with_memory(
     memory: Memory,
     offset: u64,
 ) -> Result<(), Exception> {
-    let (size, access) = match memory {
-        Memory::Whole { size, write, .. } => (
-            u32::from(size),
-            if write { Access::Write } else { Access::Read },
-        ),
-        _ => (1, Access::Read),
-    };
-    if !matches!(memory, Memory::Elements { .. }) {
-        let Ok(at) = linear(core, op, offset, size, access) else {
-            return Err(core.exception);
-        };
-        stub.check_alignment(&core.cpu, at)?;
-        if matches!(memory, Memory::Whole { .. })
-            && let Some(host) = core.mmu.fast_span(at, u64::from(size), access)
-        {
-            // SAFETY: the TLB holds host addresses of RAM pages, writable if asked for; the operand stays within its page.
-            return unsafe { core.stubs.run_at(stub, &mut core.cpu, host) };
+    match memory {
+        Memory::Whole { size, write, .. } => {
+            let access = if write { Access::Write } else { Access::Read };
+            let Ok(at) = linear(core, op, offset, u32::from(size), access) else {
+                return Err(core.exception);
+            };
+            stub.check_alignment(&core.cpu, at)?;
+            if let Some(host) = core.mmu.fast_span(at, u64::from(size), access) {
+                // SAFETY: the TLB holds host addresses of RAM pages, writable if asked for; the operand stays within
+                // its page.
+                return unsafe { core.stubs.run_at(stub, &mut core.cpu, host) };
+            }
         }
+        // Whether the address itself can be had depends on the mask.
+        Memory::Masked { .. } => {
+            let based = !core.code64 || op.seg >= Seg::Fs as u8;
+            let base = if based {
+                core.cpu.seg(op.segment()).base
+            } else {
+                0
+            };
+            let at = offset.wrapping_add(base);
+            stub.check_alignment(&core.cpu, at)?;
+        }
+        Memory::None | Memory::Elements { .. } => {}
     }
     let mut operand = Operand {
         mmu: &mut core.mmu,

@@ -162,10 +162,10 @@ fn double<const LEFT: bool, T: Word>(core: &mut Core, op: &Op, count: u64) -> St
             return value;
         }
         let (result, carry) = double_shift::<LEFT, T>(value, source, count);
-        // OF: whether the sign changed in the last step; a left shift of 16 bits by more clears it.
+        // OF: whether the sign changed in the last step; after a left shift by all bits or more it is CF.
         let wide = result.extend();
         let overflow = if LEFT {
-            bit(wide, T::BITS - 1) != carry && count < T::BITS
+            (count < T::BITS && bit(wide, T::BITS - 1)) != carry
         } else {
             bit(wide, T::BITS - 1) != bit(wide, T::BITS - 2)
         };
