@@ -390,9 +390,13 @@ fn wrap(cpu: &CpuState, linear: u64) -> u64 {
     }
 }
 
-/// #AC if the access must be aligned and is not.
+/// #AC if the access must be aligned and is not; an address that is not canonical is another fault.
 pub fn check_alignment(cpu: &CpuState, linear: u64, size: u64) -> Result<(), Exception> {
-    if size > 1 && alignment_checked(cpu) && !linear.is_multiple_of(size) {
+    if size > 1
+        && alignment_checked(cpu)
+        && !linear.is_multiple_of(size)
+        && !(cpu.long_mode() && !is_canonical(linear))
+    {
         return Err(Exception::alignment_check());
     }
     Ok(())

@@ -340,8 +340,11 @@ impl Core {
     #[cold]
     #[inline(never)]
     pub fn probe_write(&mut self, linear: u64, size: u64) -> Result<(), Fault> {
-        self.mmu
-            .probe(&self.cpu, linear, size as u32, Access::Write)
+        check_alignment(&self.cpu, linear, size)
+            .and_then(|()| {
+                self.mmu
+                    .probe(&self.cpu, linear, size as u32, Access::Write)
+            })
             .map_err(|e| self.raise(e))
     }
 

@@ -1,7 +1,7 @@
 //! Gives the operands of a single instruction values with which it does something: memory operands that point into the
 //! data pages, branches that lead somewhere, divisions that do not all overflow.
 
-use crate::case::{Case, Registers};
+use crate::case::Case;
 use crate::catalogue::gpr_number;
 use crate::compare::is_x87_image;
 use crate::encode::Encoded;
@@ -9,7 +9,7 @@ use crate::generate::patch;
 use crate::layout::{ARENA, DATA, DATA_LEN, PAGE, data_offset};
 use crate::random::Random;
 use crate::state::{code_address, data_address};
-use belljar_x86::paging::is_canonical;
+use belljar_x86::bits::rflags;
 use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 /// A case in the making, whose one instruction is to be aimed.
@@ -46,6 +46,10 @@ impl Aim<'_> {
                 }
             }
             _ => {}
+        }
+        if instruction.mnemonic() == Mnemonic::Maskmovq {
+            // Whether it has become MMX's turn before #AC is no matter.
+            self.case.registers.rflags &= !rflags::AC;
         }
         if matches!(instruction.mnemonic(), Mnemonic::Div | Mnemonic::Idiv)
             && !self.random.one_in(4)
@@ -84,18 +88,20 @@ impl Aim<'_> {
     fn memory(&mut self, encoded: &mut Encoded, target: u64) {
         let instruction = encoded.instruction;
         let (base, index) = (instruction.memory_base(), instruction.memory_index());
-        let base_of = |registers: &Registers| match instruction.segment_prefix() {
-            Register::FS => registers.fs_base,
-            Register::GS => registers.gs_base,
+        let segment_base = match instruction.segment_prefix() {
+            Register::FS => self.case.registers.fs_base,
+            Register::GS => self.case.registers.gs_base,
             _ => 0,
         };
-        let mut offset = target.wrapping_sub(base_of(&self.case.registers));
-        if is_canonical(target) && !is_canonical(offset) {
-            // AMD's processors want the offset to be canonical too, which the manual knows nothing
-            // of.
-            offset = DATA.wrapping_sub(base_of(&self.case.registers));
-        }
-        let target = offset;
+        // AMD's processors want the offset in the segment to be canonical, which the manual knows
+        // nothing of: no borders where the two differ.
+        let near = (ARENA.start - PAGE as u64..ARENA.end + PAGE as u64).contains(&target);
+        let target = if segment_base == 0 || near {
+            target
+        } else {
+            DATA
+        };
+        let target = target.wrapping_sub(segment_base);
         if instruction.is_ip_rel_memory_operand() {
             let next = self.case.registers.rip + encoded.bytes.len() as u64;
             let distance = target.wrapping_sub(next) as i64;

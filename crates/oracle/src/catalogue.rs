@@ -77,6 +77,8 @@ fn is_comparable(code: Code) -> bool {
         && !info.is_input_output()
         && !is_far(code)
         && !loads_segment(code)
+        // Makers differ in whether it reads 16 or 32 bits.
+        && code != Code::Movsxd_r16_rm16
         && !is_sensitive(code.mnemonic())
 }
 

@@ -146,12 +146,15 @@ fn place(random: &mut Random, len: usize) -> usize {
     }
 }
 
-/// Whether an instruction with `code` may stand elsewhere than at the end: not if it leads to where a pointer says.
+/// Whether an instruction with `code` may stand elsewhere than at the end: not if it leads to where a pointer says, nor if
+/// it stores the pointers of x87, which are not compared, and which others could load.
 fn fits_in_sequence(code: Code) -> bool {
-    !matches!(
-        code.flow_control(),
-        FlowControl::Return | FlowControl::IndirectBranch | FlowControl::IndirectCall
-    )
+    let stores_pointers = matches!(code.mnemonic(), Mnemonic::Fnstenv | Mnemonic::Fnsave);
+    !stores_pointers
+        && !matches!(
+            code.flow_control(),
+            FlowControl::Return | FlowControl::IndirectBranch | FlowControl::IndirectCall
+        )
 }
 
 /// Whether `instruction` writes none of the pinned registers, and the stack pointer only as the stack instructions do.
@@ -171,7 +174,11 @@ fn leaves_pinned_alone(instruction: &Instruction) -> bool {
         .used_registers()
         .iter()
         .any(|used| pinned(used.register()) && !matches!(used.access(), OpAccess::Read));
-    stack && !segment && !narrow && !written
+    // Zen 5 gives vector instructions a stale RSP after a PUSH.
+    let vector_of_rsp = instruction.op0_register().is_vector_register()
+        && (1..instruction.op_count())
+            .any(|n| instruction.op_register(n).full_register() == Register::RSP);
+    stack && !segment && !narrow && !written && !vector_of_rsp
 }
 
 /// Lets relative branches lead to a later instruction, or behind the last one, and keeps displacements small.

@@ -143,7 +143,9 @@ fn base(random: &mut Random) -> u64 {
 
 fn flags(random: &mut Random) -> u64 {
     let down = if random.one_in(4) { rflags::DF } else { 0 };
-    random.word() & rflags::STATUS | down | rflags::FIXED | rflags::IF
+    // Makes programs' misaligned accesses fault, so of most cases no more could be seen.
+    let aligned = if random.one_in(32) { rflags::AC } else { 0 };
+    random.word() & rflags::STATUS | down | aligned | rflags::FIXED | rflags::IF
 }
 
 /// Initial vector, mask and x87 registers: random ones for the components in `xcr0`.

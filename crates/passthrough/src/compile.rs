@@ -10,7 +10,7 @@ use crate::stub::Work;
 use crate::{CompileError, Memory, Stub, Unit};
 use iced_x86::{
     Code, CodeSize, EncodingKind, Instruction, InstructionInfoFactory, InstructionInfoOptions,
-    MemoryOperand, Mnemonic, OpAccess, Register,
+    MemoryOperand, MemorySize, Mnemonic, OpAccess, Register,
 };
 
 /// The most bytes that an operand has: FSAVE's image has 108.
@@ -42,6 +42,7 @@ pub(crate) fn analyse(instruction: &Instruction) -> Result<Analysis, CompileErro
         work: Work::Host,
         memory: Memory::None,
         masking: None,
+        natural_alignment: natural_alignment(instruction),
         unit,
         has_effects: true,
         x87_store: class::is_x87_store(instruction),
@@ -56,6 +57,9 @@ pub(crate) fn analyse(instruction: &Instruction) -> Result<Analysis, CompileErro
         return Ok(Analysis { stub, host });
     }
     (stub.memory, stub.masking) = memory(instruction, unit)?;
+    if let Some(masking) = stub.masking.filter(|masking| !masking.checks_all) {
+        stub.natural_alignment = masking.natural_alignment();
+    }
     Ok(Analysis {
         stub,
         host: Some(without_address(instruction)),
@@ -110,6 +114,19 @@ fn special(instruction: &Instruction) -> Result<Option<(Work, Memory)>, CompileE
         }
         _ => None,
     })
+}
+
+/// What the operand's address must be a multiple of when alignment is checked: of x87's larger
+/// operands the parts count, of vectors 16 bytes. SDM 3A, table 6-7.
+fn natural_alignment(instruction: &Instruction) -> u8 {
+    match (instruction.mnemonic(), instruction.memory_size()) {
+        (Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu, _) => 16,
+        (Mnemonic::Maskmovq, _) => 8,
+        (_, MemorySize::FpuEnv14 | MemorySize::FpuState94) => 2,
+        (_, MemorySize::FpuEnv28 | MemorySize::FpuState108) => 4,
+        (_, MemorySize::Float80 | MemorySize::Bcd) => 8,
+        (_, size) => size.size().clamp(1, 16) as u8,
+    }
 }
 
 /// For MASKMOVQ: an instruction that does to x87's state what every MMX instruction does, and

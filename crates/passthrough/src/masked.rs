@@ -146,6 +146,15 @@ impl Masking {
         })
     }
 
+    /// What the operand's address must be a multiple of when alignment is checked: elements are
+    /// reached one by one, and those of the older instructions are not checked.
+    pub(crate) fn natural_alignment(&self) -> u8 {
+        match self.mask {
+            Mask::Sign { .. } => 1,
+            Mask::Opmask { .. } | Mask::Repeated { .. } | Mask::Packed { .. } => self.element,
+        }
+    }
+
     /// Which of `size` bytes the instruction touches with the present registers: bit 0 is the first
     /// byte.
     pub(crate) fn touched(&self, cpu: &CpuState, size: usize) -> u64 {

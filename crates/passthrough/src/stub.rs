@@ -3,7 +3,8 @@
 use crate::Memory;
 use crate::elements::Elements;
 use crate::masked::Masking;
-use belljar_x86::bits::{cr0, cr4, xstate};
+use belljar_x86::bits::{cr0, cr4, rflags, xstate};
+use belljar_x86::paging::is_canonical;
 use belljar_x86::{CpuState, Exception};
 
 /// Flags of x87's status word, and masks of its control word, for its exceptions.
@@ -64,6 +65,8 @@ pub struct Stub {
     pub(crate) memory: Memory,
     pub(crate) masking: Option<Masking>,
     pub(crate) unit: Unit,
+    /// What the operand's address must be a multiple of when alignment is checked.
+    pub(crate) natural_alignment: u8,
     /// Whether the instruction changes anything but memory.
     pub(crate) has_effects: bool,
     /// Whether memory stays as it is if x87 finds an unmasked exception.
@@ -136,18 +139,37 @@ impl Stub {
     /// before any page fault.
     ///
     /// # Errors
-    /// #GP(0) if `address` is not aligned as the instruction demands, unless a mask keeps it from
-    /// touching any memory.
+    /// #GP(0) if `address` is not aligned as the instruction demands, #AC if the program wants its
+    /// accesses aligned and this one is not; neither if a mask keeps it from touching any memory.
     #[inline]
     pub fn check_alignment(&self, cpu: &CpuState, address: u64) -> Result<(), Exception> {
         let alignment = match self.memory {
             Memory::Whole { alignment, .. } | Memory::Masked { alignment, .. } => alignment,
             Memory::None | Memory::Elements { .. } => 1,
         };
-        if address & u64::from(alignment).wrapping_sub(1) != 0 && self.touches_memory(cpu) {
+        let misaligned = |to: u8| address & u64::from(to).wrapping_sub(1) != 0;
+        if misaligned(alignment) && self.touches_memory(cpu) {
             return Err(Exception::general_protection(0));
         }
+        // SDM 3A, 6.15, interrupt 17.
+        let checked = cpu.cpl == 3 && cpu.rflags & rflags::AC != 0 && cpu.cr0 & cr0::AM != 0;
+        if checked
+            && misaligned(self.natural_alignment)
+            && !(cpu.long_mode() && !self.lies_canonical(address))
+            && self.touches_memory(cpu)
+        {
+            return Err(Exception::alignment_check());
+        }
         Ok(())
+    }
+
+    #[cold]
+    fn lies_canonical(&self, address: u64) -> bool {
+        let size = match self.memory {
+            Memory::Whole { size, .. } | Memory::Masked { size, .. } => u64::from(size),
+            Memory::None | Memory::Elements { .. } => 1,
+        };
+        is_canonical(address) && is_canonical(address.wrapping_add(size - 1))
     }
 
     #[cold]
