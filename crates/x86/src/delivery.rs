@@ -143,7 +143,8 @@ fn prepare(cpu: &mut CpuState, event: Event) {
     const TRACING: u64 = 3;
     let (vector, payload) = match event {
         Event::Exception(exception) => (exception.vector, exception.payload),
-        Event::Icebp => (Vector::Debug, 0),
+        // With the traps that MOV SS held back it is one exception. SDM 3A, 6.8.3.
+        Event::Icebp => (Vector::Debug, std::mem::take(&mut cpu.pending_debug)),
         _ => return,
     };
     match vector {

@@ -374,6 +374,16 @@ fn a_debug_exception_replaces_the_breakpoints_of_the_last_in_dr6() {
 }
 
 #[test]
+fn int1_and_a_trap_that_was_held_back_are_one_exception() {
+    let (mut cpu, mut mem) = long(0);
+    set_gate64(&mem, 1, INTERRUPT_GATE32, 0, 0);
+    cpu.pending_debug = 1 << 1;
+    deliver(&mut cpu, &mut mem, Event::Icebp).unwrap();
+    assert_eq!(cpu.dr6, debug::DR6_FIXED | 1 << 1);
+    assert_eq!(cpu.pending_debug, 0);
+}
+
+#[test]
 fn debug_exceptions_gather_in_dr6_and_switch_general_detect_off() {
     let (mut cpu, mut mem) = long(0);
     set_gate64(&mem, 1, INTERRUPT_GATE32, 0, 0);
