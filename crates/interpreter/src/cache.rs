@@ -1,8 +1,9 @@
 //! The cache of decoded blocks.
 //!
-//! A block is a straight run of instructions of one page (or one instruction that crosses into a second). It is found by
-//! its instruction pointer, code segment and mode, and holds as long as its page translates to the same page of RAM and
-//! that page is unchanged. Direct branches remember the block that they last led to, and so does the end of a block.
+//! A block is a straight run of instructions of one page (or one instruction that crosses into a
+//! second). It is found by its instruction pointer, code segment and mode, and holds as long as its
+//! page translates to the same page of RAM and that page is unchanged. Direct branches remember the
+//! block that they last led to, and so does the end of a block.
 
 use crate::op::Op;
 use belljar_memory::CodePages;
@@ -68,7 +69,8 @@ impl Source {
 pub struct Block {
     /// What it is found by.
     pub key: Key,
-    /// [`Mmu::epoch`](crate::mmu::Mmu::epoch) when its pages were last seen to be those of `first` and `second`.
+    /// [`Mmu::epoch`](crate::mmu::Mmu::epoch) when its pages were last seen to be those of `first`
+    /// and `second`.
     pub epoch: u64,
     /// The page of its first byte; absent if that is not RAM, when the block is good for one run.
     pub first: Source,
@@ -158,7 +160,8 @@ impl Cache {
         let slot = block.key.slot();
         self.blocks.push(block);
         if block.first.page != NONE {
-            // A block of the same key that no longer holds gives way first, then the one of the second slot moves out.
+            // A block of the same key that no longer holds gives way first, then the one of the
+            // second slot moves out.
             let place = if old[0] != NONE {
                 slot
             } else if old[1] != NONE {

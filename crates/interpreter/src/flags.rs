@@ -14,13 +14,14 @@ pub struct LazyFlags {
     zero: u64,
     /// SF is bit 63; PF is the even parity of the low byte.
     sign: u64,
-    /// The carries out of each bit position, moved up so that bit 63 is CF and bit 62 the carry into the sign; bit 3
-    /// alone stays in its place and is AF. OF is bit 63 xor bit 62.
+    /// The carries out of each bit position, moved up so that bit 63 is CF and bit 62 the carry
+    /// into the sign; bit 3 alone stays in its place and is AF. OF is bit 63 xor bit 62.
     carries: u64,
 }
 
 impl LazyFlags {
-    /// After an addition or subtraction with result `result` and carries (or borrows) out of each bit `carries`.
+    /// After an addition or subtraction with result `result` and carries (or borrows) out of each
+    /// bit `carries`.
     #[inline(always)]
     pub fn set_arithmetic<T: Word>(&mut self, result: T, carries: T) {
         let carries = carries.extend();
@@ -44,7 +45,8 @@ impl LazyFlags {
         self.set_carry_overflow(carry, overflow);
     }
 
-    /// After a shift: ZF, SF, PF by the result, AF set (as processors of both makers that have shown it do).
+    /// After a shift: ZF, SF, PF by the result, AF set (as processors of both makers that have
+    /// shown it do).
     #[inline(always)]
     pub fn set_shift<T: Word>(&mut self, result: T, carry: bool, overflow: bool) {
         self.set_result(result);

@@ -1,8 +1,8 @@
 //! Access to guest memory through host pointers.
 //!
-//! Every access is one machine instruction, so that it is single-copy atomic where the architecture says so (aligned, and
-//! on all current processors also within a cache line) and so that the compiler assumes nothing about memory that other
-//! vCPUs and devices change at any time.
+//! Every access is one machine instruction, so that it is single-copy atomic where the architecture
+//! says so (aligned, and on all current processors also within a cache line) and so that the
+//! compiler assumes nothing about memory that other vCPUs and devices change at any time.
 
 use std::arch::asm;
 
@@ -32,7 +32,8 @@ pub trait Word: Copy + Eq + std::fmt::Debug + 'static {
     /// As for [`load`](Self::load).
     unsafe fn store(at: *mut u8, value: Self);
 
-    /// Atomically replaces what is in guest memory by `new` if it is `old`; gives what was there. Any alignment.
+    /// Atomically replaces what is in guest memory by `new` if it is `old`; gives what was there.
+    /// Any alignment.
     ///
     /// # Safety
     /// As for [`load`](Self::load).
@@ -69,9 +70,11 @@ macro_rules! word {
             #[inline(always)]
             unsafe fn load(at: *const u8) -> Self {
                 let value: $type;
-                // SAFETY: the caller promises that the bytes are mapped; the instruction only reads them.
+                // SAFETY: the caller promises that the bytes are mapped; the instruction only reads
+                // them.
                 unsafe {
-                    asm!(concat!("mov {v", $modifier, "}, [{p}]"), p = in(reg) at, v = lateout($class) value,
+                    asm!(concat!("mov {v", $modifier, "}, [{p}]"), p = in(reg) at,
+                        v = lateout($class) value,
                         options(nostack, preserves_flags, readonly));
                 }
                 value
@@ -79,9 +82,11 @@ macro_rules! word {
 
             #[inline(always)]
             unsafe fn store(at: *mut u8, value: Self) {
-                // SAFETY: the caller promises that the bytes are mapped guest memory, which no Rust object lives in.
+                // SAFETY: the caller promises that the bytes are mapped guest memory, which no Rust
+                // object lives in.
                 unsafe {
-                    asm!(concat!("mov [{p}], {v", $modifier, "}"), p = in(reg) at, v = in($class) value,
+                    asm!(concat!("mov [{p}], {v", $modifier, "}"), p = in(reg) at,
+                        v = in($class) value,
                         options(nostack, preserves_flags));
                 }
             }
@@ -91,7 +96,8 @@ macro_rules! word {
                 let seen: $type;
                 // SAFETY: as in `store`.
                 unsafe {
-                    asm!(concat!("lock cmpxchg [{p}], {v", $modifier, "}"), p = in(reg) at, v = in($class) new,
+                    asm!(concat!("lock cmpxchg [{p}], {v", $modifier, "}"), p = in(reg) at,
+                        v = in($class) new,
                         inlateout($accumulator) old => seen, options(nostack));
                 }
                 seen
@@ -102,7 +108,8 @@ macro_rules! word {
                 let mut seen = value;
                 // SAFETY: as in `store`.
                 unsafe {
-                    asm!(concat!("xchg [{p}], {v", $modifier, "}"), p = in(reg) at, v = inout($class) seen,
+                    asm!(concat!("xchg [{p}], {v", $modifier, "}"), p = in(reg) at,
+                        v = inout($class) seen,
                         options(nostack, preserves_flags));
                 }
                 seen
@@ -116,13 +123,15 @@ word!(u16, i16, reg, ":x", "ax");
 word!(u32, i32, reg, ":e", "eax");
 word!(u64, i64, reg, ":r", "rax");
 
-/// Atomically replaces 16 aligned bytes of guest memory by `new` if they are `old`; gives what was there.
+/// Atomically replaces 16 aligned bytes of guest memory by `new` if they are `old`; gives what was
+/// there.
 ///
 /// # Safety
 /// `at` is a multiple of 16 and points into the mapping of guest memory.
 pub unsafe fn compare_exchange_16(at: *mut u8, old: u128, new: u128) -> u128 {
     let (low, high): (u64, u64);
-    // SAFETY: the caller promises 16 aligned bytes of guest memory. The compiler reserves rbx, so it is swapped in and out.
+    // SAFETY: the caller promises 16 aligned bytes of guest memory. The compiler reserves rbx, so
+    // it is swapped in and out.
     unsafe {
         asm!(
             "xchg rbx, {b}",
@@ -139,12 +148,14 @@ pub unsafe fn compare_exchange_16(at: *mut u8, old: u128, new: u128) -> u128 {
     u128::from(high) << 64 | u128::from(low)
 }
 
-/// Copies `len` bytes of guest memory forward, byte after byte as far as overlap can show: as `rep movsb` does.
+/// Copies `len` bytes of guest memory forward, byte after byte as far as overlap can show: as `rep
+/// movsb` does.
 ///
 /// # Safety
 /// Both ranges lie within the mapping of guest memory.
 pub unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
-    // SAFETY: the caller promises that both ranges are mapped guest memory; DF is clear in Rust code.
+    // SAFETY: the caller promises that both ranges are mapped guest memory; DF is clear in Rust
+    // code.
     unsafe {
         asm!("rep movsb", inout("rcx") len => _, inout("rdi") to => _, inout("rsi") from => _,
             options(nostack, preserves_flags));

@@ -1,13 +1,14 @@
 //! The reference engine.
 //!
-//! Floor 2 of the house. It executes guest code instruction by instruction, exactly, and fast enough to be used: straight
-//! runs of instructions are decoded once into blocks of ops with specialised handlers (`cache`, `decode`),
-//! memory is reached through a software TLB (`mmu`, `tlb`), the status flags are computed only when something asks
-//! for them (`flags`). What is innocuous and rare, and all floating point and SIMD, runs on the host's own processor
+//! Floor 2 of the house. It executes guest code instruction by instruction, exactly, and fast
+//! enough to be used: straight runs of instructions are decoded once into blocks of ops with
+//! specialised handlers (`cache`, `decode`), memory is reached through a software TLB (`mmu`,
+//! `tlb`), the status flags are computed only when something asks for them (`flags`). What is
+//! innocuous and rare, and all floating point and SIMD, runs on the host's own processor
 //! ([`belljar_passthrough`]); what touches the system calls the functions of [`belljar_x86`].
 //!
-//! Tracing: target `belljar::event` at level TRACE tells every exception and interrupt that is delivered, target
-//! `belljar::decode` every instruction that is decoded.
+//! Tracing: target `belljar::event` at level TRACE tells every exception and interrupt that is
+//! delivered, target `belljar::decode` every instruction that is decoded.
 
 mod cache;
 mod decode;

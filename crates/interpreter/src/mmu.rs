@@ -9,7 +9,8 @@ use belljar_x86::paging::{Flush, PagingMode, is_canonical, load_pdptes, translat
 use belljar_x86::{Access, CpuState, Exception, LinearMemory, debug};
 use std::sync::Arc;
 
-/// Longest run of bytes that one access takes: a vector register or a part of a device's register file.
+/// Longest run of bytes that one access takes: a vector register or a part of a device's register
+/// file.
 const LONGEST: usize = 64;
 
 /// Where one page's part of an access goes.
@@ -38,8 +39,8 @@ pub struct Mmu {
     base: *mut u8,
     board: Arc<dyn Board>,
     id: VcpuId,
-    /// The last general-protection fault of this memory was for an address that is not canonical: it is #SS if the
-    /// operand lies on the stack.
+    /// The last general-protection fault of this memory was for an address that is not canonical:
+    /// it is #SS if the operand lies on the stack.
     pub noncanonical: bool,
     /// A store changed cached code: the present block must end.
     pub disturbed: bool,
@@ -53,7 +54,8 @@ pub struct Mmu {
     pub invalidations: u64,
 }
 
-// SAFETY: `base` is the start of the mapping that `memory` keeps alive; it is only used as guest memory.
+// SAFETY: `base` is the start of the mapping that `memory` keeps alive; it is only used as guest
+// memory.
 unsafe impl Send for Mmu {}
 
 impl Mmu {
@@ -202,7 +204,8 @@ impl Mmu {
         Ok(Target::Ram(host))
     }
 
-    /// Checks an access as a whole and translates its (at most two) parts: host or device, and the first part's length.
+    /// Checks an access as a whole and translates its (at most two) parts: host or device, and the
+    /// first part's length.
     fn resolve_range(
         &mut self,
         cpu: &CpuState,
@@ -231,7 +234,8 @@ impl Mmu {
 
     fn read_target(&self, target: Target, bytes: &mut [u8]) {
         match target {
-            // SAFETY: `resolve_range` gave a host address of guest RAM and a length that stays within its page.
+            // SAFETY: `resolve_range` gave a host address of guest RAM and a length that stays
+            // within its page.
             Target::Ram(host) => unsafe {
                 crate::host::copy(bytes.as_mut_ptr(), host, bytes.len());
             },
@@ -310,8 +314,8 @@ impl Mmu {
         Ok(())
     }
 
-    /// Host address of `size` bytes, if they are RAM and contiguous on the host. Whoever writes there says so by
-    /// [`written`](Self::written).
+    /// Host address of `size` bytes, if they are RAM and contiguous on the host. Whoever writes
+    /// there says so by [`written`](Self::written).
     ///
     /// # Errors
     /// The exception to deliver.
@@ -348,7 +352,8 @@ impl Mmu {
         }
         let size = T::BYTES as usize;
         if let (Target::Ram(host), _, None) = self.resolve_range(cpu, linear, size, access)? {
-            // SAFETY: `resolve_range` gave a host address of guest RAM, and the access stays within its page.
+            // SAFETY: `resolve_range` gave a host address of guest RAM, and the access stays within
+            // its page.
             return Ok(unsafe { T::load(host) });
         }
         let mut bytes = [0; 8];

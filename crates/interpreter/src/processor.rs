@@ -21,7 +21,8 @@ use std::sync::Arc;
 /// Registers, flags, memory and surroundings of one vCPU.
 #[derive(Debug)]
 pub struct Core {
-    /// The architectural state. While a block runs, `rip` and the status flags in `rflags` are stale.
+    /// The architectural state. While a block runs, `rip` and the status flags in `rflags` are
+    /// stale.
     pub cpu: CpuState,
     /// The status flags.
     pub flags: LazyFlags,
@@ -35,7 +36,8 @@ pub struct Core {
     pub mode: u32,
     /// Reasons of the attention word that can be acted upon now.
     pub heeded: u32,
-    /// Instructions must be executed one by one: TF, RF, a shadow, breakpoints, or the processor is not running.
+    /// Instructions must be executed one by one: TF, RF, a shadow, breakpoints, or the processor is
+    /// not running.
     pub special: bool,
     /// One instruction is being executed by itself: no repeat prefix may run on.
     pub single: bool,
@@ -181,7 +183,8 @@ impl Core {
         self.flags.set_bits(self.cpu.rflags);
     }
 
-    /// Brings `rip` (the instruction's own address) and `rflags` up to date, for functions of the architecture.
+    /// Brings `rip` (the instruction's own address) and `rflags` up to date, for functions of the
+    /// architecture.
     #[inline]
     pub fn sync(&mut self, op: &Op) {
         self.cpu.rip = self.block_rip.wrapping_add(u64::from(op.offset));
@@ -208,7 +211,14 @@ impl Core {
     /// Delivers an event with `rip` and everything else as it stands.
     pub fn deliver(&mut self, event: Event) -> Flow {
         self.sync_flags();
-        tracing::trace!(target: "belljar::event", vcpu = self.id, ?event, rip = format_args!("{:#x}", self.cpu.rip), cpl = self.cpu.cpl, cr2 = format_args!("{:#x}", self.cpu.cr2));
+        tracing::trace!(
+            target: "belljar::event",
+            vcpu = self.id,
+            ?event,
+            rip = format_args!("{:#x}", self.cpu.rip),
+            cpl = self.cpu.cpl,
+            cr2 = format_args!("{:#x}", self.cpu.cr2),
+        );
         let result = delivery::deliver(&mut self.cpu, &mut self.mmu, event);
         self.mmu.noncanonical = false;
         self.load_flags();
@@ -263,7 +273,8 @@ impl Core {
         self.cpu.gpr[register as usize] & mask
     }
 
-    /// Sets the part of a register that addresses of `mask` use: as a write of that operand size does.
+    /// Sets the part of a register that addresses of `mask` use: as a write of that operand size
+    /// does.
     #[inline(always)]
     pub fn set_masked(&mut self, register: Gpr, mask: u64, value: u64) {
         let register = &mut self.cpu.gpr[register as usize];
@@ -280,7 +291,8 @@ impl Core {
     #[inline(always)]
     pub fn read<T: Word>(&mut self, linear: u64) -> Result<T, Fault> {
         match self.mmu.fast_read::<T>(linear) {
-            // SAFETY: the TLB holds host addresses of RAM pages, and the access stays within its page.
+            // SAFETY: the TLB holds host addresses of RAM pages, and the access stays within its
+            // page.
             Some(host) => Ok(unsafe { T::load(host) }),
             None => self.read_slow(linear),
         }
@@ -348,7 +360,8 @@ impl Core {
             .map_err(|e| self.raise(e))
     }
 
-    /// Reads, changes and writes memory atomically; gives what was there. `change` may be called more than once.
+    /// Reads, changes and writes memory atomically; gives what was there. `change` may be called
+    /// more than once.
     #[inline]
     pub fn modify_locked<T: Word>(
         &mut self,
@@ -529,7 +542,8 @@ impl Core {
         self.member.answer(number);
     }
 
-    /// What a serialising instruction does: changes of code by other vCPUs that happened before are visible after it.
+    /// What a serialising instruction does: changes of code by other vCPUs that happened before are
+    /// visible after it.
     #[inline]
     pub fn serialise(&mut self) {
         while !self.member.all_answered() {

@@ -1,11 +1,13 @@
-//! What the vCPUs of one machine share: requests to give up fast paths for writes, and the lock for split locks.
+//! What the vCPUs of one machine share: requests to give up fast paths for writes, and the lock for
+//! split locks.
 //!
-//! A vCPU that is the first to cache code of a page must get every other vCPU to drop its fast path for writes to that
-//! page. It posts a request to each, raises [`Reason::ENGINE`], and goes on: until the other has answered, code that it
-//! writes may go unnoticed, which the architecture allows until this vCPU executes a serialising instruction (SDM 3A,
-//! 8.1.3). There it waits for the answers, while it keeps answering itself. The vCPU that drops a fast path counts the
-//! page as changed, since it may have written through it. A vCPU that does not run counts as having answered: it works off
-//! its requests before it runs again.
+//! A vCPU that is the first to cache code of a page must get every other vCPU to drop its fast path
+//! for writes to that page. It posts a request to each, raises [`Reason::ENGINE`], and goes on:
+//! until the other has answered, code that it writes may go unnoticed, which the architecture
+//! allows until this vCPU executes a serialising instruction (SDM 3A, 8.1.3). There it waits for
+//! the answers, while it keeps answering itself. The vCPU that drops a fast path counts the page as
+//! changed, since it may have written through it. A vCPU that does not run counts as having
+//! answered: it works off its requests before it runs again.
 
 use belljar_engine::{Attention, Reason, VcpuId};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -113,7 +115,8 @@ impl Member {
         }
     }
 
-    /// Takes the requests made to this vCPU. After working them off it calls [`answer`](Self::answer) with the number.
+    /// Takes the requests made to this vCPU. After working them off it calls
+    /// [`answer`](Self::answer) with the number.
     pub fn take_requests(&self) -> (Vec<usize>, u64) {
         let mut requests = lock(&self.own.requests);
         (
@@ -135,8 +138,8 @@ impl Member {
         self.outstanding.is_empty()
     }
 
-    /// Locked operations on two pages that are not neighbours on the host exclude each other by this lock. Against other
-    /// accesses they are not atomic.
+    /// Locked operations on two pages that are not neighbours on the host exclude each other by
+    /// this lock. Against other accesses they are not atomic.
     pub fn split_lock(&self) -> MutexGuard<'_, ()> {
         lock(&self.group.split_lock)
     }

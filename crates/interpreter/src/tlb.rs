@@ -1,7 +1,7 @@
 //! The software TLB: a direct-mapped table of page translations per set of rights.
 //!
-//! Translations made with different rights live in different sets, so a change of privilege level or of AC flushes
-//! nothing. Large pages are entered by their 4 KiB parts.
+//! Translations made with different rights live in different sets, so a change of privilege level
+//! or of AC flushes nothing. Large pages are entered by their 4 KiB parts.
 
 use crate::host::Word;
 use belljar_memory::PAGE_SIZE;
@@ -167,7 +167,8 @@ impl Tlb {
         }
     }
 
-    /// The lists of filled entries grow with every fill: an entry is named as often as it was filled.
+    /// The lists of filled entries grow with every fill: an entry is named as often as it was
+    /// filled.
     fn forget_duplicates(&mut self) {
         for list in [&mut self.global, &mut self.non_global] {
             list.sort_unstable();
@@ -222,7 +223,8 @@ impl Tlb {
         }
     }
 
-    /// Drops the right to write to the page at `host` through the fast path; tells whether there was one.
+    /// Drops the right to write to the page at `host` through the fast path; tells whether there
+    /// was one.
     pub fn drop_writes(&mut self, host: *mut u8) -> bool {
         let mut any = false;
         for entry in self.entries.iter_mut() {

@@ -168,7 +168,8 @@ impl InterpreterVcpu {
         None
     }
 
-    /// #DB for a breakpoint on the instruction. `None` if there is none; else what [`step`](Self::step) gives.
+    /// #DB for a breakpoint on the instruction. `None` if there is none; else what
+    /// [`step`](Self::step) gives.
     #[allow(clippy::option_option)]
     fn code_breakpoint(&mut self, shadow: Shadow) -> Option<Option<Exit>> {
         let cpu = &self.core.cpu;
@@ -467,7 +468,8 @@ impl Vcpu for InterpreterVcpu {
     fn set_state(&mut self, state: CpuState) {
         self.core.cpu = state;
         self.core.load_flags();
-        // Decoded code stays: it is found by all that it depends on, once its pages are looked at anew.
+        // Decoded code stays: it is found by all that it depends on, once its pages are looked at
+        // anew.
         self.core.mmu.flush(Flush::All);
         self.link = NONE;
         self.core.refresh();

@@ -48,7 +48,8 @@ fn code_written_by_another_vcpu_is_seen_after_a_serialising_instruction() {
     const FUNCTION: u64 = CODE + 0x2000;
     const FLAG: u64 = DATA;
     const ANSWER: u64 = DATA + 64;
-    // The writer changes the immediate of `mov eax, n; ret` and tells the number; the reader answers with what it got.
+    // The writer changes the immediate of `mov eax, n; ret` and tells the number; the reader
+    // answers with what it got.
     let writer = assemble(|a| {
         let (mut top, mut wait) = (a.create_label(), a.create_label());
         a.mov(rbx, FLAG).unwrap();

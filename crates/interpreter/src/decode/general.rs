@@ -70,7 +70,8 @@ macro_rules! by_condition {
     };
 }
 
-/// The handler of a general-purpose instruction, or `None` if it is not one that is written by hand.
+/// The handler of a general-purpose instruction, or `None` if it is not one that is written by
+/// hand.
 pub fn choose(l: &mut Lowering) -> Option<Choice> {
     l.set_operands();
     let handler = arithmetic(l)

@@ -74,7 +74,12 @@ pub fn op(
     bytes: &[u8],
     place: Place,
 ) -> Result<(Op, bool), Stop> {
-    tracing::trace!(target: "belljar::decode", vcpu = core.id, rip = format_args!("{:#x}", ins.ip()), code = ?ins.code());
+    tracing::trace!(
+        target: "belljar::decode",
+        vcpu = core.id,
+        rip = format_args!("{:#x}", ins.ip()),
+        code = ?ins.code(),
+    );
     let bits = core.cpu.code_bits();
     let mut lowering = Lowering {
         ins,
@@ -108,8 +113,9 @@ pub fn op(
     Ok((op, ends))
 }
 
-/// Instructions that older processors take for others (mostly no operation), so that no feature is asked for,
-/// and hypercalls, which are the paravirtual interface's and not of the virtualisation that CPUID could offer.
+/// Instructions that older processors take for others (mostly no operation), so that no feature is
+/// asked for, and hypercalls, which are the paravirtual interface's and not of the virtualisation
+/// that CPUID could offer.
 fn is_always_there(ins: &Instruction) -> bool {
     matches!(
         ins.mnemonic(),
@@ -128,7 +134,8 @@ fn is_always_there(ins: &Instruction) -> bool {
     )
 }
 
-/// PREFETCH and PREFETCHW with a register, which AMD's processors do not take for no operation. APM 3, PREFETCH.
+/// PREFETCH and PREFETCHW with a register, which AMD's processors do not take for no operation. APM
+/// 3, PREFETCH.
 fn is_prefetch_of_register(ins: &Instruction) -> bool {
     matches!(
         ins.code(),
@@ -160,7 +167,8 @@ fn compile(core: &mut Core, lowering: &mut Lowering) -> Result<Choice, Stop> {
         }
         Err(CompileError::Full) => Err(Stop::CodeFull),
         Err(CompileError::NotInnocuous | CompileError::NotOnHost) => {
-            tracing::debug!(target: "belljar::decode", code = ?lowering.ins.code(), "no such instruction");
+            let code = lowering.ins.code();
+            tracing::debug!(target: "belljar::decode", ?code, "no such instruction");
             Ok(Choice::Last(system::undefined))
         }
     }
@@ -242,7 +250,8 @@ impl Lowering<'_> {
             Register::None => {}
             Register::RIP | Register::EIP => {
                 op.base = RIP;
-                // The decoder gives the address that is meant; the op counts from the next instruction.
+                // The decoder gives the address that is meant; the op counts from the next
+                // instruction.
                 op.disp = ins.memory_displacement64().wrapping_sub(ins.next_ip()) as i32;
             }
             base => op.base = number(base),
@@ -261,7 +270,8 @@ impl Lowering<'_> {
         }
     }
 
-    /// The segment of the memory operand. In 64-bit mode only FS and GS count, and SS for which fault is raised.
+    /// The segment of the memory operand. In 64-bit mode only FS and GS count, and SS for which
+    /// fault is raised.
     fn segment(&self, base: Register) -> u8 {
         let named = match self.ins.memory_segment() {
             Register::ES => Seg::Es,

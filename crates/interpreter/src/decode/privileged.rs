@@ -1,4 +1,5 @@
-//! Which handler executes an instruction that touches the system, segments, ports or extended state.
+//! Which handler executes an instruction that touches the system, segments, ports or extended
+//! state.
 
 use super::Choice;
 use super::general::{by_size, by_size_const};

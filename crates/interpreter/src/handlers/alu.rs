@@ -38,7 +38,8 @@ fn subtract<T: Word>(flags: &mut LazyFlags, a: T, b: T, borrow: u64) -> T {
 }
 
 macro_rules! binary {
-    ($(#[$doc:meta])* $name:ident, $writes:literal, |$flags:ident, $a:ident, $b:ident| $body:expr) => {
+    ($(#[$doc:meta])* $name:ident, $writes:literal,
+        |$flags:ident, $a:ident, $b:ident| $body:expr) => {
         $(#[$doc])*
         #[derive(Debug)]
         pub struct $name;
@@ -72,8 +73,11 @@ binary!(
     /// SUB
     Sub, true, |flags, a, b| subtract(flags, a, b, 0));
 binary!(
-    /// SBB
-    Sbb, true, |flags, a, b| { let borrow = u64::from(flags.carry()); subtract(flags, a, b, borrow) });
+/// SBB
+Sbb, true, |flags, a, b| {
+    let borrow = u64::from(flags.carry());
+    subtract(flags, a, b, borrow)
+});
 binary!(
     /// CMP
     Cmp, false, |flags, a, b| subtract(flags, a, b, 0));

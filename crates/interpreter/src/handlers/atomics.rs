@@ -17,7 +17,8 @@ pub fn xchg<T: Word>(core: &mut Core, op: &Op) -> Step {
     let at = Flexible::linear::<T>(core, op, Access::Write)?;
     let value = core.reg::<T>(op.src);
     let old = if let Some(host) = core.mmu.fast_write::<T>(at) {
-        // SAFETY: the TLB holds host addresses of writable RAM, and the access stays within its page.
+        // SAFETY: the TLB holds host addresses of writable RAM, and the access stays within its
+        // page.
         unsafe { T::exchange(host, value) }
     } else {
         core.modify_locked(at, |_, _| value)?
@@ -59,7 +60,8 @@ pub fn cmpxchg<T: Word>(core: &mut Core, op: &Op) -> Step {
     } else {
         let at = Flexible::linear::<T>(core, op, Access::Write)?;
         match core.mmu.fast_write::<T>(at) {
-            // SAFETY: the TLB holds host addresses of writable RAM, and the access stays within its page.
+            // SAFETY: the TLB holds host addresses of writable RAM, and the access stays within its
+            // page.
             Some(host) => unsafe { T::compare_exchange(host, expected, new) },
             None => core.modify_locked(at, |_, old| if old == expected { new } else { old })?,
         }
@@ -102,7 +104,8 @@ pub fn cmpxchg16b(core: &mut Core, op: &Op) -> Step {
     }
     let old = match core.locked_range(at, 16)? {
         Some(host) => {
-            // SAFETY: `locked_range` gave the host address of 16 bytes of writable RAM; pages are aligned, so they are.
+            // SAFETY: `locked_range` gave the host address of 16 bytes of writable RAM; pages are
+            // aligned, so they are.
             let old = unsafe { host::compare_exchange_16(host, expected, new) };
             core.note_locked_write(host, 16);
             old

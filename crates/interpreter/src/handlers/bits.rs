@@ -72,7 +72,8 @@ pub fn rr<C: BitChange, T: Word>(core: &mut Core, op: &Op) -> Step {
     within::<C, T>(core, op, number)
 }
 
-/// Linear address of the operand in the bit string at the memory operand that holds bit number `number`.
+/// Linear address of the operand in the bit string at the memory operand that holds bit number
+/// `number`.
 fn bit_string<T: Word>(core: &mut Core, op: &Op, number: T, access: Access) -> Result<u64, Fault> {
     let units = number.sign_extend() as i64 >> T::BITS.trailing_zeros();
     let offset = effective_address(core, op).wrapping_add((units as u64).wrapping_mul(T::BYTES));
@@ -109,8 +110,8 @@ pub fn mr<C: BitChange, T: Word>(core: &mut Core, op: &Op) -> Step {
     core.stored()
 }
 
-/// BSF (`FORWARD`) or BSR. Of zero the destination stays as it is. Flags as processors leave them: CF, OF, AF and SF
-/// clear, PF by the result.
+/// BSF (`FORWARD`) or BSR. Of zero the destination stays as it is. Flags as processors leave them:
+/// CF, OF, AF and SF clear, PF by the result.
 pub fn scan<const FORWARD: bool, T: Word>(core: &mut Core, op: &Op) -> Step {
     let source = operand::read::<T>(core, op, op.src)?.extend();
     if source == 0 {
@@ -129,7 +130,8 @@ pub fn scan<const FORWARD: bool, T: Word>(core: &mut Core, op: &Op) -> Step {
     Ok(Flow::Next)
 }
 
-/// TZCNT (`TRAILING`) or LZCNT. OF stays; SF, AF and PF, which the manual leaves undefined, are cleared.
+/// TZCNT (`TRAILING`) or LZCNT. OF stays; SF, AF and PF, which the manual leaves undefined, are
+/// cleared.
 pub fn count_zeros<const TRAILING: bool, T: Word>(core: &mut Core, op: &Op) -> Step {
     let source = operand::read::<T>(core, op, op.src)?.extend();
     let count = if source == 0 {

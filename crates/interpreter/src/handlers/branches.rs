@@ -9,7 +9,7 @@ use belljar_x86::paging::is_canonical;
 use belljar_x86::transfer::{self, OperandSize};
 use belljar_x86::{Access, Event, Exception, Gpr, LinearMemory, Seg};
 
-/// #GP(0) for a target that cannot be fetched from: not canonical, or beyond the code segment's limit.
+/// #GP(0) for a target that cannot be fetched from: not canonical, or beyond CS's limit.
 #[inline(always)]
 pub fn check_target(core: &mut Core, target: u64) -> Result<(), Fault> {
     let allowed = if core.code64 {
@@ -145,7 +145,8 @@ fn transferred(core: &mut Core, result: Result<(), Exception>) -> Step {
     }
 }
 
-/// Delivers a fault with `rip` as the function of the architecture left it: in a task switch it may be the new task's.
+/// Delivers a fault with `rip` as the function of the architecture left it: in a task switch it may
+/// be the new task's.
 fn late_fault(core: &mut Core, exception: Exception) -> Step {
     Ok(core.deliver(Event::Exception(exception)))
 }
@@ -210,7 +211,8 @@ pub fn load_far_pointer<T: Word>(core: &mut Core, op: &Op) -> Step {
 /// INT n; the immediate is the vector.
 pub fn int(core: &mut Core, op: &Op) -> Step {
     core.sync(op);
-    // SDM 3A 20.3.3: in virtual-8086 mode INT n needs IOPL 3, unless redirection is offered (CR4.VME is not).
+    // SDM 3A 20.3.3: in virtual-8086 mode INT n needs IOPL 3, unless redirection is offered
+    // (CR4.VME is not).
     if core.cpu.virtual_8086() && core.cpu.rflags & rflags::IOPL != rflags::IOPL {
         return Err(core.protection_fault());
     }

@@ -1,4 +1,5 @@
-//! AAA, AAS, AAD, AAM, DAA, DAS. Flags that the manual leaves undefined are set by the result of the last addition.
+//! AAA, AAS, AAD, AAM, DAA, DAS. Flags that the manual leaves undefined are set by the result of
+//! the last addition.
 
 use crate::op::{Flow, Op, Step};
 use crate::processor::Core;

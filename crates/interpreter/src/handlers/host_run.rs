@@ -103,8 +103,8 @@ fn with_memory(
             };
             stub.check_alignment(&core.cpu, at)?;
             if let Some(host) = core.mmu.fast_span(at, u64::from(size), access) {
-                // SAFETY: the TLB holds host addresses of RAM pages, writable if asked for; the operand stays within
-                // its page.
+                // SAFETY: the TLB holds host addresses of RAM pages, writable if asked for; the
+                // operand stays within its page.
                 return unsafe { core.stubs.run_at(stub, &mut core.cpu, host) };
             }
         }

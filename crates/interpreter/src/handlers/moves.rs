@@ -120,7 +120,8 @@ pub fn xchg_rr<T: Word>(core: &mut Core, op: &Op) -> Step {
     Ok(Flow::Next)
 }
 
-/// CMOVcc. The source is read, and a 32-bit destination's upper half cleared, whether or not the condition holds.
+/// CMOVcc. The source is read, and a 32-bit destination's upper half cleared, whether or not the
+/// condition holds.
 pub fn cmov<const CODE: u8, T: Word>(core: &mut Core, op: &Op) -> Step {
     let source = operand::read::<T>(core, op, op.src)?;
     let kept = core.reg::<T>(op.dst);

@@ -1,7 +1,7 @@
 //! MUL, IMUL, DIV, IDIV.
 //!
-//! Flags that the manual leaves undefined are those of AMD's Zen: multiplication leaves SF, ZF, AF and PF alone, division
-//! leaves CF and OF alone, sets AF and clears the others.
+//! Flags that the manual leaves undefined are those of AMD's Zen: multiplication leaves SF, ZF, AF
+//! and PF alone, division leaves CF and OF alone, sets AF and clears the others.
 
 use super::operand;
 use crate::host::Word;

@@ -33,7 +33,8 @@ pub fn write<T: Word>(core: &mut Core, op: &Op, operand: u8, value: T) -> Step {
     core.stored()
 }
 
-/// Reads, changes and writes an operand; atomically if it is [`LOCKED`], when `change` may be called more than once.
+/// Reads, changes and writes an operand; atomically if it is [`LOCKED`], when `change` may be
+/// called more than once.
 #[inline(always)]
 pub fn modify<T: Word>(
     core: &mut Core,

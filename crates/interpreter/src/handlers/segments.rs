@@ -185,7 +185,8 @@ pub fn store_table(core: &mut Core, op: &Op) -> Step {
     core.stored()
 }
 
-/// LGDT, LIDT: which register is the immediate. `T` is the operand size: of a 16-bit one 24 bits of base count.
+/// LGDT, LIDT: which register is the immediate. `T` is the operand size: of a 16-bit one 24 bits of
+/// base count.
 pub fn load_table<T: Word>(core: &mut Core, op: &Op) -> Step {
     core.require_cpl0()?;
     let size = if core.code64 { 10 } else { 6 };

@@ -1,7 +1,7 @@
 //! Shifts and rotates.
 //!
-//! Where the manual leaves OF undefined (counts other than 1) it is computed from the result in the same way as for a
-//! count of 1, as processors do.
+//! Where the manual leaves OF undefined (counts other than 1) it is computed from the result in the
+//! same way as for a count of 1, as processors do.
 
 use super::operand;
 use crate::flags::LazyFlags;
@@ -162,7 +162,8 @@ fn double<const LEFT: bool, T: Word>(core: &mut Core, op: &Op, count: u64) -> St
             return value;
         }
         let (result, carry) = double_shift::<LEFT, T>(value, source, count);
-        // OF: whether the sign changed in the last step; after a left shift by all bits or more it is CF.
+        // OF: whether the sign changed in the last step; after a left shift by all bits or more it
+        // is CF.
         let wide = result.extend();
         let overflow = if LEFT {
             (count < T::BITS && bit(wide, T::BITS - 1)) != carry
@@ -174,8 +175,8 @@ fn double<const LEFT: bool, T: Word>(core: &mut Core, op: &Op, count: u64) -> St
     })
 }
 
-/// The result and CF, the last bit shifted out. For a 16-bit operand and a count beyond 16, which the manual leaves
-/// undefined, processors shift the source in again and clear CF.
+/// The result and CF, the last bit shifted out. For a 16-bit operand and a count beyond 16, which
+/// the manual leaves undefined, processors shift the source in again and clear CF.
 fn double_shift<const LEFT: bool, T: Word>(value: T, source: T, count: u32) -> (T, bool) {
     let (value, source) = (u128::from(value.extend()), u128::from(source.extend()));
     let bits = T::BITS;

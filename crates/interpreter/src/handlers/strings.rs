@@ -1,8 +1,9 @@
 //! MOVS, STOS, LODS, SCAS, CMPS, INS, OUTS and their repetition.
 //!
-//! A repeated instruction runs a bounded number of iterations and then begins anew at its own address, so that interrupts
-//! are taken in between; the registers are exact after each iteration. MOVS and STOS that run upward in flat segments do as
-//! many iterations at once as lie within one page.
+//! A repeated instruction runs a bounded number of iterations and then begins anew at its own
+//! address, so that interrupts are taken in between; the registers are exact after each iteration.
+//! MOVS and STOS that run upward in flat segments do as many iterations at once as lie within one
+//! page.
 
 use super::alu::{Binary, Cmp};
 use crate::host::{self, Word};
@@ -108,8 +109,9 @@ impl StringOp for Movs {
             return Ok(0);
         };
         let bytes = count * T::BYTES;
-        // SAFETY: the TLB holds host addresses of RAM pages, the second writable, and `room` keeps within both. Copying
-        // byte by byte shows the same overlap as copying by `T` unless the ranges are nearer than `T`'s size.
+        // SAFETY: the TLB holds host addresses of RAM pages, the second writable, and `room` keeps
+        // within both. Copying byte by byte shows the same overlap as copying by `T` unless the
+        // ranges are nearer than `T`'s size.
         unsafe {
             if (to as usize).wrapping_sub(from as usize) < T::BYTES as usize && to != from {
                 return Ok(0);
@@ -146,7 +148,8 @@ impl StringOp for Stos {
             return Ok(0);
         };
         let value = core.reg::<T>(Gpr::Rax as u8);
-        // SAFETY: the TLB holds the host address of a writable page of RAM, and `room` keeps within it.
+        // SAFETY: the TLB holds the host address of a writable page of RAM, and `room` keeps within
+        // it.
         unsafe { host::fill(to, value, count as usize) };
         let bytes = count * T::BYTES;
         core.set_gpr(Gpr::Rdi as u8, core.gpr(Gpr::Rdi as u8).wrapping_add(bytes));

@@ -84,7 +84,8 @@ pub fn mov_to_cr(core: &mut Core, op: &Op) -> Step {
             Ok(Flush::None)
         }
         3 => {
-            // The TLB holds translations of one address space at a time, whatever its PCID: all others go.
+            // The TLB holds translations of one address space at a time, whatever its PCID: all
+            // others go.
             control::write_cr3(cpu, &core.model, &memory, value).map(|_| Flush::NonGlobal)
         }
         4 => control::write_cr4(cpu, &core.model, &memory, value),
