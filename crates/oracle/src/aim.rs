@@ -9,7 +9,6 @@ use crate::generate::patch;
 use crate::layout::{ARENA, DATA, DATA_LEN, PAGE, data_offset};
 use crate::random::Random;
 use crate::state::{code_address, data_address};
-use belljar_x86::bits::rflags;
 use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 /// A case in the making, whose one instruction is to be aimed.
@@ -27,6 +26,13 @@ impl Aim<'_> {
         if (0..instruction.op_count()).any(|n| instruction.op_kind(n) == OpKind::Memory) {
             let target = self.target(&instruction);
             self.memory(encoded, target);
+            if matches!(
+                instruction.mnemonic(),
+                Mnemonic::Fxrstor | Mnemonic::Fxrstor64
+            ) && !self.random.one_in(8)
+            {
+                self.store_mxcsr(target);
+            }
             if is_indirect(&instruction) && !self.random.one_in(6) {
                 self.store_code_address(target);
             }
@@ -46,10 +52,6 @@ impl Aim<'_> {
                 }
             }
             _ => {}
-        }
-        if instruction.mnemonic() == Mnemonic::Maskmovq {
-            // Whether it has become MMX's turn before #AC is no matter.
-            self.case.registers.rflags &= !rflags::AC;
         }
         if matches!(instruction.mnemonic(), Mnemonic::Div | Mnemonic::Idiv)
             && !self.random.one_in(4)
@@ -178,6 +180,14 @@ impl Aim<'_> {
             distance
         };
         patch(&mut encoded.bytes, offset, size, distance);
+    }
+
+    /// Puts an MXCSR without reserved bits into the image for FXRSTOR at `target`, if that lies there.
+    fn store_mxcsr(&mut self, target: u64) {
+        if let Some(offset) = data_offset(target.wrapping_add(24), 4) {
+            let mxcsr = self.case.vector.x87.mxcsr;
+            self.case.data[offset..offset + 4].copy_from_slice(&mxcsr.to_le_bytes());
+        }
     }
 
     /// Puts an address of code into the data at `target`, if that lies there.

@@ -134,11 +134,6 @@ fn is_sensitive(mnemonic: Mnemonic) -> bool {
             | M::Cpuid
             | M::Cli
             | M::Sti
-            // What XSAVE and its kin write depends on which components the processor believes to be in use.
-            | M::Fxsave
-            | M::Fxsave64
-            | M::Fxrstor
-            | M::Fxrstor64
     )
 }
 

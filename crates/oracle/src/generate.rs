@@ -149,7 +149,10 @@ fn place(random: &mut Random, len: usize) -> usize {
 /// Whether an instruction with `code` may stand elsewhere than at the end: not if it leads to where a pointer says, nor if
 /// it stores the pointers of x87, which are not compared, and which others could load.
 fn fits_in_sequence(code: Code) -> bool {
-    let stores_pointers = matches!(code.mnemonic(), Mnemonic::Fnstenv | Mnemonic::Fnsave);
+    let stores_pointers = matches!(
+        code.mnemonic(),
+        Mnemonic::Fnstenv | Mnemonic::Fnsave | Mnemonic::Fxsave | Mnemonic::Fxsave64
+    );
     !stores_pointers
         && !matches!(
             code.flow_control(),

@@ -7,7 +7,7 @@
 //! XSAVE state, memory and the exception that ended it. A [`Campaign`] does that for many cases.
 //!
 //! Left out is what cannot mean the same in both places: system calls, far transfers, segment loads, time, identity, and
-//! the FXSAVE and XSAVE families, whose images tell what the processor believes to be in use.
+//! the XSAVE family, whose images tell what the processor believes to be in use.
 
 mod aim;
 mod campaign;

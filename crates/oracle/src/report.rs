@@ -80,7 +80,7 @@ fn write_code(text: &mut String, case: &Case) -> std::fmt::Result {
 }
 
 /// Moves an instruction decoded at address 0 to `address`.
-fn relocate(instruction: &mut Instruction, address: u64) {
+pub(crate) fn relocate(instruction: &mut Instruction, address: u64) {
     instruction.set_ip(address);
     if instruction.is_ip_rel_memory_operand() {
         let target = instruction.memory_displacement64().wrapping_add(address);

@@ -1,8 +1,14 @@
-//! The oracle on its own: the host gives the same answers twice, and they are the ones that the manual gives.
+//! The oracle on its own: the host gives the same answers twice, and they are the ones that the
+//! manual gives. Then the interpreter against it.
 
+use belljar_interpreter::Interpreter;
 use belljar_oracle::{
-    Campaign, Case, Catalogue, Failure, Generator, Host, Undefined, differences, host_cpuid,
+    Campaign, CampaignError, Case, Catalogue, Failure, Generator, Host, Machine, Runner, Summary,
+    Undefined, differences, host_cpuid,
 };
+use belljar_x86::cpuid::{CpuidConfig, CpuidModel};
+use std::sync::Arc;
+use std::time::Instant;
 
 const BREAKPOINT: u64 = 3;
 const SEED: u64 = 0x0be1_17a5;
@@ -115,4 +121,57 @@ fn a_case_that_does_not_end_costs_the_child_but_not_the_campaign() {
     assert_eq!(outcomes[0].as_ref().err(), Some(&Failure::Hung));
     assert!(matches!(outcomes[1], Err(Failure::Died(_))));
     assert_eq!(outcomes[2].as_ref().err(), None);
+}
+
+/// A number of the environment, decimal or with `0x`.
+fn setting(name: &str, default: u64) -> u64 {
+    let Ok(text) = std::env::var(name) else {
+        return default;
+    };
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    number.unwrap_or_else(|e| panic!("{name}={text}: {e}"))
+}
+
+/// Cases of up to `length` instructions on the host and in the interpreter.
+fn compare_interpreter(seed: u64, count: u64, length: usize, avx512: bool) -> Summary {
+    let model = Arc::new(CpuidModel::new(&CpuidConfig {
+        cpus: 1,
+        tsc_hz: 1_000_000_000,
+        avx512,
+    }));
+    let xcr0 = Host::new().unwrap().xcr0() & model.xcr0_mask();
+    let catalogue = Catalogue::new(&host_cpuid, &|features| model.allows(features));
+    let campaign = Campaign {
+        generator: Generator::new(seed, length, xcr0, catalogue),
+        cases: count,
+        undefined: Undefined::Ignore,
+        examples: 1,
+        jobs: std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    let interpreter = || -> Result<Box<dyn Runner>, CampaignError> {
+        let engine = Arc::new(Interpreter::new());
+        Ok(Box::new(Machine::new(engine, Arc::clone(&model), xcr0)?))
+    };
+    campaign.run(&interpreter).unwrap()
+}
+
+/// `BELLJAR_ORACLE_CASES` says how many cases, `BELLJAR_ORACLE_SEED` which ones.
+#[test]
+fn the_interpreter_ends_every_case_as_the_host_does() {
+    let seed = setting("BELLJAR_ORACLE_SEED", SEED);
+    let count = setting("BELLJAR_ORACLE_CASES", 20_000);
+    let start = Instant::now();
+    // Single instructions reach the corners; sequences what one leaves behind for the next.
+    let shares = [(1, false, 3), (1, true, 3), (16, false, 1), (16, true, 1)];
+    for (length, avx512, eighths) in shares {
+        let summary = compare_interpreter(seed, count * eighths / 8, length, avx512);
+        println!("up to {length} instructions, AVX-512 {avx512}: {summary}");
+        assert_eq!(summary.failed(), 0, "seed {seed:#x}\n{summary}");
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    let rate = count as f64 / seconds;
+    println!("seed {seed:#x}: {count} cases in {seconds:.1} s, {rate:.0} a second");
 }

@@ -120,8 +120,7 @@ fn special(instruction: &Instruction) -> Result<Option<(Work, Memory)>, CompileE
 /// operands the parts count, of vectors 16 bytes. SDM 3A, table 6-7.
 fn natural_alignment(instruction: &Instruction) -> u8 {
     match (instruction.mnemonic(), instruction.memory_size()) {
-        (Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu, _) => 16,
-        (Mnemonic::Maskmovq, _) => 8,
+        (Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu | Mnemonic::Maskmovq, _) => 8,
         (_, MemorySize::FpuEnv14 | MemorySize::FpuState94) => 2,
         (_, MemorySize::FpuEnv28 | MemorySize::FpuState108) => 4,
         (_, MemorySize::Float80 | MemorySize::Bcd) => 8,

@@ -176,7 +176,7 @@ impl Stub {
     fn touches_memory(&self, cpu: &CpuState) -> bool {
         match (self.memory, self.masking) {
             (Memory::Masked { size, .. }, Some(masking)) => {
-                masking.touched(cpu, usize::from(size)) != 0
+                masking.checks_all || masking.touched(cpu, usize::from(size)) != 0
             }
             _ => true,
         }

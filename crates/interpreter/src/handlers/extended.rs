@@ -1,6 +1,7 @@
 //! FXSAVE, FXRSTOR and the XSAVE family. SDM 1, chapter 13.
 
 use super::system::{require_osxsave, require_task_switched};
+use crate::mmu::check_alignment;
 use crate::op::{Fault, Op, Step, effective_address, linear};
 use crate::processor::Core;
 use belljar_memory::PAGE_SIZE;
@@ -18,6 +19,9 @@ fn area(
 ) -> Result<u64, Fault> {
     let offset = effective_address(core, op);
     let at = linear(core, op, offset, size as u32, access)?;
+    // Where #AC is enabled processors may raise it instead (SDM 2, FXSAVE). AMD's do so by the
+    // alignment of the words of the area.
+    check_alignment(&core.cpu, at, 4).map_err(|e| core.raise(e))?;
     if !at.is_multiple_of(alignment) {
         return Err(core.protection_fault());
     }

@@ -125,7 +125,54 @@ fn maskmovdqu_stores_the_chosen_bytes() {
     let mut cpu = cpu();
     cpu.vector.zmm[1][0] = u64::from_le_bytes(*b"abcdefgh");
     cpu.vector.zmm[2][0] = 0x8000_0000_0080_0000;
-    let mut memory = Bytes(b"--------".to_vec());
+    // All 16 bytes must be writable, whatever the mask says.
+    let mut memory = Bytes(b"----------------".to_vec());
     run_on(&mut cpu, &[0x66, 0x0f, 0xf7, 0xca], &mut memory).unwrap();
-    assert_eq!(memory.0, b"--c----h");
+    assert_eq!(memory.0, b"--c----h--------");
+}
+
+#[test]
+fn a_masked_store_is_done_as_a_whole_or_not_at_all() {
+    if !std::arch::is_x86_feature_detected!("avx") {
+        return;
+    }
+    let mut cpu = cpu();
+    cpu.vector.zmm[1] = [u64::MAX; 8];
+    cpu.vector.zmm[0] = [1 << 63 | 1 << 31, 1 << 63, 0, 0, 0, 0, 0, 0];
+    // Elements 0, 1 and 3 are stored, of which the last has no memory.
+    let mut memory = Bytes(vec![0; 12]);
+    let store = [0xc4, 0xe2, 0x79, 0x2e, 0x0b]; // vmaskmovps [rbx], xmm0, xmm1
+    assert_eq!(run_on(&mut cpu, &store, &mut memory), Err(MISSING));
+    assert_eq!(memory.0, [0; 12]);
+}
+
+#[test]
+fn a_masked_broadcast_of_128_bits_needs_no_memory_for_higher_mask_bits() {
+    if !has_avx512() {
+        return;
+    }
+    let mut cpu = cpu();
+    cpu.vector.k[1] = 0xfff0;
+    // vpaddd xmm0{k1}, xmm0, [rbx]{1to4}
+    let broadcast = [0x62, 0xf1, 0x7d, 0x19, 0xfe, 0x03];
+    assert_eq!(run_on(&mut cpu, &broadcast, &mut Bytes(Vec::new())), Ok(()));
+    cpu.vector.k[1] = 8;
+    let result = run_on(&mut cpu, &broadcast, &mut Bytes(Vec::new()));
+    assert_eq!(result, Err(MISSING));
+}
+
+#[test]
+fn an_aligned_move_without_mask_bits_may_be_misaligned() {
+    if !has_avx512() {
+        return;
+    }
+    let mut cpu = cpu();
+    let mut stubs = stubs();
+    // vmovapd xmm0{k1}, [rbx]
+    let stub = try_compile(&mut stubs, 64, &[0x62, 0xf1, 0xfd, 0x09, 0x28, 0x03]).unwrap();
+    cpu.vector.k[1] = 0xfc;
+    assert_eq!(stub.check_alignment(&cpu, 0x1001), Ok(()));
+    cpu.vector.k[1] = 2;
+    let fault = Err(Exception::general_protection(0));
+    assert_eq!(stub.check_alignment(&cpu, 0x1001), fault);
 }

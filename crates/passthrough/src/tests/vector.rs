@@ -1,5 +1,6 @@
 use super::*;
 use belljar_x86::Gpr;
+use belljar_x86::bits::rflags;
 
 const ONES: [u64; 8] = [u64::MAX; 8];
 
@@ -177,4 +178,56 @@ fn a_stub_from_before_a_reset_is_refused() {
     let stub = try_compile(&mut stubs, 64, &[0x48, 0x01, 0xfc]).unwrap();
     stubs.reset();
     let _ = stubs.run(&stub, &mut cpu());
+}
+
+#[test]
+fn a_conversion_to_an_integer_takes_its_operand_from_memory() {
+    let mut cpu = cpu();
+    let mut memory = Bytes((-2.5_f64).to_le_bytes().to_vec());
+    run_on(&mut cpu, &[0xf2, 0x0f, 0x2c, 0x03], &mut memory).unwrap(); // cvttsd2si eax, [rbx]
+    assert_eq!(cpu.gpr[0] as i32, -2);
+    // cvtps2pi mm0, [rbx] rounds as MXCSR says: up.
+    cpu.vector.x87.mxcsr = 0x5f80;
+    let mut memory = Bytes(floats(1.5, -1.5).to_le_bytes().to_vec());
+    run_on(&mut cpu, &[0x0f, 0x2d, 0x03], &mut memory).unwrap();
+    assert_eq!(cpu.vector.x87.st[0][0], 0xffff_ffff_0000_0002);
+}
+
+#[test]
+fn both_immediates_of_extrq_count() {
+    if !std::arch::is_x86_feature_detected!("sse4a") {
+        return;
+    }
+    let mut cpu = cpu();
+    cpu.vector.zmm[4][0] = 0x1122_3344_5566_7788;
+    run(&mut cpu, &[0x66, 0x0f, 0x78, 0xc4, 8, 16]).unwrap(); // extrq xmm4, 8, 16
+    assert_eq!(cpu.vector.zmm[4][0], 0x66);
+}
+
+#[test]
+fn alignment_is_checked_in_user_mode_by_the_size_of_the_operand() {
+    let mut cpu = cpu();
+    cpu.cr0 |= cr0::AM;
+    cpu.cpl = 3;
+    cpu.rflags |= rflags::AC;
+    let mut stubs = stubs();
+    let cases: [(&[u8], u64); 4] = [
+        (&[0x0f, 0x10, 0x03], 16),      // movups xmm0, [rbx]
+        (&[0xf3, 0x0f, 0x10, 0x03], 4), // movss xmm0, [rbx]
+        (&[0xdb, 0x2b], 8),             // fld tbyte [rbx]
+        (&[0xd9, 0x33], 4),             // fnstenv [rbx]
+    ];
+    for (bytes, alignment) in cases {
+        let stub = try_compile(&mut stubs, 64, bytes).unwrap();
+        assert_eq!(
+            stub.check_alignment(&cpu, 0x1000 + alignment),
+            Ok(()),
+            "{bytes:x?}"
+        );
+        let half = stub.check_alignment(&cpu, 0x1000 + alignment / 2);
+        assert_eq!(half, Err(Exception::alignment_check()), "{bytes:x?}");
+    }
+    cpu.cpl = 0;
+    let stub = try_compile(&mut stubs, 64, cases[0].0).unwrap();
+    assert_eq!(stub.check_alignment(&cpu, 0x1001), Ok(()));
 }

@@ -155,3 +155,41 @@ fn the_host_finds_its_own_control_word() {
     unsafe { std::arch::asm!("fnstcw word ptr [{}]", in(reg) &raw mut word) };
     assert_eq!(word, 0x37f);
 }
+
+#[test]
+fn a_pending_exception_comes_before_a_fault_of_the_operand() {
+    let mut cpu = cpu();
+    cpu.vector.x87.fcw = 0x37b; // zero divide unmasked
+    cpu.vector.x87.fsw = 0x8084;
+    let mut nothing = Bytes(Vec::new());
+    // fld dword [rbx]; paddq mm1, [rbx]; fldcw [rbx]
+    for waiting in [&[0xd9, 0x03][..], &[0x0f, 0xd4, 0x0b], &[0xd9, 0x2b]] {
+        let result = run_on(&mut cpu, waiting, &mut nothing);
+        assert_eq!(result, Err(Exception::x87()), "{waiting:x?}");
+    }
+    // fnstcw [rbx] does not wait.
+    let result = run_on(&mut cpu, &[0xd9, 0x3b], &mut nothing);
+    assert_eq!(result, Err(MISSING));
+}
+
+#[test]
+fn a_store_that_an_exception_turns_off_faults_all_the_same() {
+    let mut cpu = cpu();
+    cpu.vector.x87.fcw = 0x37e; // invalid operation unmasked
+    cpu.vector.x87.st[0] = [1 << 63, 0x7fff]; // infinity
+    cpu.vector.x87.ftw = 1;
+    let before = cpu.clone();
+    let result = run_on(&mut cpu, &[0xdb, 0x1b], &mut Bytes(Vec::new())); // fistp dword [rbx]
+    assert_eq!(result, Err(MISSING));
+    assert_eq!(cpu, before);
+}
+
+#[test]
+fn maskmovq_leaves_the_exponents_of_its_registers() {
+    let mut cpu = cpu();
+    cpu.vector.x87.st[0] = [0x1122, 0x4005];
+    let mut memory = Bytes(vec![0; 8]);
+    run_on(&mut cpu, &[0x0f, 0xf7, 0xc1], &mut memory).unwrap(); // maskmovq mm0, mm1
+    assert_eq!(cpu.vector.x87.st[0], [0x1122, 0x4005]);
+    assert_eq!(cpu.vector.x87.ftw, 0xff);
+}
