@@ -5,6 +5,8 @@
 //! runs it asks of the [`Board`]; what the machine wants of it comes through its [`Attention`]
 //! word. The seam is the same for every engine.
 
+#![forbid(unsafe_code)]
+
 mod attention;
 
 pub use attention::{Attention, Reason};
