@@ -119,12 +119,16 @@ fn special(instruction: &Instruction) -> Result<Option<(Work, Memory)>, CompileE
 /// What the operand's address must be a multiple of when alignment is checked: of x87's larger
 /// operands the parts count, of vectors 16 bytes. SDM 3A, table 6-7.
 fn natural_alignment(instruction: &Instruction) -> u8 {
-    match (instruction.mnemonic(), instruction.memory_size()) {
-        (Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu | Mnemonic::Maskmovq, _) => 8,
-        (_, MemorySize::FpuEnv14 | MemorySize::FpuState94) => 2,
-        (_, MemorySize::FpuEnv28 | MemorySize::FpuState108) => 4,
-        (_, MemorySize::Float80 | MemorySize::Bcd) => 8,
-        (_, size) => size.size().clamp(1, 16) as u8,
+    let is_mask_move = matches!(
+        instruction.mnemonic(),
+        Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu | Mnemonic::Maskmovq
+    );
+    match instruction.memory_size() {
+        _ if is_mask_move => 8,
+        MemorySize::FpuEnv14 | MemorySize::FpuState94 => 2,
+        MemorySize::FpuEnv28 | MemorySize::FpuState108 => 4,
+        MemorySize::Float80 | MemorySize::Bcd => 8,
+        size => size.size().clamp(1, 16) as u8,
     }
 }
 

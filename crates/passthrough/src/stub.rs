@@ -155,7 +155,7 @@ impl Stub {
         let checked = cpu.cpl == 3 && cpu.rflags & rflags::AC != 0 && cpu.cr0 & cr0::AM != 0;
         if checked
             && misaligned(self.natural_alignment)
-            && !(cpu.long_mode() && !self.lies_canonical(address))
+            && (!cpu.long_mode() || self.lies_canonical(address))
             && self.touches_memory(cpu)
         {
             return Err(Exception::alignment_check());
