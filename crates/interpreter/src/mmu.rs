@@ -400,7 +400,7 @@ pub fn check_alignment(cpu: &CpuState, linear: u64, size: u64) -> Result<(), Exc
     if size > 1
         && alignment_checked(cpu)
         && !linear.is_multiple_of(size)
-        && (!cpu.long_mode() || is_canonical(linear))
+        && (!cpu.long_mode() || is_canonical(linear) && is_canonical(linear.wrapping_add(size - 1)))
     {
         return Err(Exception::alignment_check());
     }
