@@ -48,7 +48,7 @@ impl Machine {
         let cpuid = Arc::new(CpuidModel::new(&CpuidConfig {
             cpus: config.cpus,
             tsc_hz: clock.tsc_hz(),
-            avx512: false,
+            avx512: true,
         }));
         let board = MachineBoard::new(
             config,
