@@ -269,8 +269,9 @@ pub fn spoil(encoded: &Encoded, random: &mut Random) -> Vec<u8> {
                 *byte ^= 1 << random.below(8);
             }
         }
-        // What is too long as well has two faults to choose from.
-        _ if bytes.len() < LONGEST => bytes.insert(0, 0xf0),
+        // What is too long as well has two faults to choose from, and the decoder does not tell an
+        // invalid instruction of the greatest length from one that is longer.
+        _ if bytes.len() + 1 < LONGEST => bytes.insert(0, 0xf0),
         _ => {}
     }
     bytes
