@@ -15,9 +15,20 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Result<()> {
+    let test = ["test", "--profile", "quick", "--locked"];
+    run_command(cargo().args(test).arg("--workspace"))?;
+    // Again with all cases, and with the seed on the terminal.
     run_command(
         cargo()
-            .args(["test", "--workspace", "--profile", "quick", "--locked"])
+            .args(test)
+            .args([
+                "--package",
+                "belljar-oracle",
+                "--test",
+                "host",
+                "--",
+                "--nocapture",
+            ])
             .env("BELLJAR_ORACLE_CASES", options.oracle_cases.to_string()),
     )
 }
