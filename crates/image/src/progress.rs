@@ -1,4 +1,4 @@
-//! Progress for the person who waits: a bar on a terminal, plain lines elsewhere.
+//! Progress for the person who waits: a line for each step, and on a terminal a bar below them.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
@@ -25,22 +25,21 @@ impl Progress {
 
     /// Says what is being done from now on.
     pub(crate) fn step(&self, message: &str) {
+        let line = format!("belljar: {message}");
         if let Some(bar) = &self.bar {
+            bar.println(line);
             bar.set_style(ProgressStyle::default_spinner());
             bar.set_position(0);
-            bar.set_message(message.to_owned());
         } else {
             // A closed standard error is no reason to fail.
-            let _ = writeln!(std::io::stderr(), "belljar: {message}");
+            let _ = writeln!(std::io::stderr(), "{line}");
         }
     }
 
     /// Says how much of the step is done, in percent.
     pub(crate) fn percent(&self, percent: f64) {
         if let Some(bar) = &self.bar {
-            if let Ok(style) =
-                ProgressStyle::with_template("{spinner} {msg} {wide_bar} {percent:>3}%")
-            {
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_bar} {percent:>3}%") {
                 bar.set_style(style);
             }
             bar.set_position(percent.clamp(0.0, 100.0) as u64);
