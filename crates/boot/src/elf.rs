@@ -130,8 +130,26 @@ impl<'a> Elf<'a> {
     /// Copies the loadable segments to their physical addresses and zeroes the rest of each.
     /// Returns the end of the highest.
     pub(crate) fn load(&self, memory: &GuestMemory) -> Result<u64, BootError> {
-        let mut end = 0;
+        let end = self.check_segments(memory)?;
         for segment in self.loaded() {
+            let start = segment.physical_address;
+            let bytes = self.file.slice(segment.offset, segment.file_size)?;
+            memory.write(GuestPhysAddr(start), bytes)?;
+            memory.zero(
+                GuestPhysAddr(start + segment.file_size),
+                segment.memory_size - segment.file_size,
+            )?;
+        }
+        Ok(end)
+    }
+
+    /// Checks that the loadable segments lie in RAM, none over another: so loading them touches no
+    /// byte of RAM twice, however many they are. Returns the end of the highest.
+    fn check_segments(&self, memory: &GuestMemory) -> Result<u64, BootError> {
+        let mut segments: Vec<&Segment> = self.loaded().collect();
+        segments.sort_unstable_by_key(|s| s.physical_address);
+        let mut end = 0;
+        for segment in segments {
             if segment.file_size > segment.memory_size {
                 return Err(self
                     .file
@@ -144,13 +162,10 @@ impl<'a> Elf<'a> {
                 start,
                 segment.memory_size,
             )?;
-            let bytes = self.file.slice(segment.offset, segment.file_size)?;
-            memory.write(GuestPhysAddr(start), bytes)?;
-            memory.zero(
-                GuestPhysAddr(start + segment.file_size),
-                segment.memory_size - segment.file_size,
-            )?;
-            end = end.max(start + segment.memory_size);
+            if start < end {
+                return Err(BootError::SegmentsOverlap { start, end });
+            }
+            end = start + segment.memory_size;
         }
         if end == 0 {
             return Err(self.file.bad("number of loadable segments", 0));

@@ -90,6 +90,17 @@ pub enum BootError {
         /// Start of the boot structures.
         taken: u64,
     },
+    /// A segment of an ELF kernel would overwrite another.
+    #[error(
+        "the ELF kernel is damaged or not supported: the segment at {start:#x} lies over another, \
+         which ends at {end:#x}"
+    )]
+    SegmentsOverlap {
+        /// Where the segment lies.
+        start: u64,
+        /// Where the other ends.
+        end: u64,
+    },
     /// The initrd finds no place.
     #[error(
         "the initrd of {len:#x} bytes does not fit between the kernel's end at {floor:#x} and \

@@ -259,6 +259,33 @@ fn an_elf_with_a_pvh_note_starts_there_in_protected_mode() {
 }
 
 #[test]
+fn an_elf_whose_segments_overlap_is_refused_before_any_is_loaded() {
+    let note = pvh_note(&0x20_0040_u32.to_le_bytes());
+    let with_second_segment_at = |address: u64| {
+        let mut image = elf64(&note);
+        put(&mut image, 56, &3_u16.to_le_bytes());
+        let at = 64 + 2 * 56;
+        put(&mut image, at, &1_u32.to_le_bytes());
+        put(&mut image, at + 24, &address.to_le_bytes());
+        put(&mut image, at + 40, &0x1000_u64.to_le_bytes());
+        image
+    };
+    for address in [0x1f_f001, 0x20_0000, 0x20_2fff] {
+        let guest = Guest::new(64);
+        let result = guest.load(&with_second_segment_at(address), None);
+        assert!(
+            matches!(result, Err(BootError::SegmentsOverlap { .. })),
+            "{address:#x}: {result:?}"
+        );
+        assert_eq!(guest.bytes(0x20_0000, 0x100), [0; 0x100]);
+    }
+    for address in [0x1f_f000, 0x20_3000] {
+        let image = with_second_segment_at(address);
+        Guest::new(64).load(&image, None).unwrap();
+    }
+}
+
+#[test]
 fn a_pvh_entry_outside_memory_is_refused() {
     let kernel = elf64(&pvh_note(&0x1000_0000_u32.to_le_bytes()));
     let result = Guest::new(16).load(&kernel, None);
