@@ -162,7 +162,9 @@ pub(crate) fn load(
     let file = Fields::new(payload.kernel, "Linux image");
     let header = SetupHeader::parse(&file)?;
     let code = header.code(&file)?;
-    if header.address < layout::HIGH_MEMORY {
+    // The page tables at the entry map 4 GiB and the 32-bit entry sees no more. `check_place` finds
+    // the end in the same piece of RAM.
+    if !(layout::HIGH_MEMORY..layout::DEVICE_HOLE.start).contains(&header.address) {
         return Err(file.bad("pref_address", header.address));
     }
     check_place(memory, "the Linux kernel", header.address, header.init_size)?;

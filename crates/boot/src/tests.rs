@@ -170,6 +170,27 @@ fn a_bzimage_in_too_little_memory_is_refused_with_its_needs() {
 }
 
 #[test]
+fn a_bzimage_that_prefers_a_place_above_low_ram_is_refused() {
+    let guest = Guest::new(6 << 10);
+    for address in [0, 0xc000_0000, 0xffff_f000, 4 << 30, 5 << 30, u64::MAX] {
+        let mut image = bzimage();
+        put(&mut image, 0x258, &u64::to_le_bytes(address));
+        let error = guest.load(&image, None).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("the Linux image is damaged or not supported: pref_address is {address:#x}")
+        );
+    }
+    let mut image = bzimage();
+    put(&mut image, 0x258, &(0xc000_0000_u64 - MIB).to_le_bytes());
+    let result = guest.load(&image, None);
+    assert!(
+        matches!(result, Err(BootError::DoesNotFit { .. })),
+        "{result:?}"
+    );
+}
+
+#[test]
 fn a_zimage_is_refused_as_too_old() {
     let mut image = bzimage();
     put(&mut image, 0x211, &[0]);
