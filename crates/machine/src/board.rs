@@ -198,7 +198,9 @@ impl Board for MachineBoard {
         let bytes = value.to_le_bytes();
         let width = usize::from(size).min(PORT_WIDTH);
         self.ports.write(u64::from(port), &bytes[..width]);
-        if u64::from(port) == layout::SERIAL[0].base {
+        // A wide access may begin below the register that transmits.
+        let first = u64::from(port);
+        if (first..first + u64::from(size)).contains(&layout::SERIAL[0].base) {
             self.output.pace();
         }
     }

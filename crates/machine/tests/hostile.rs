@@ -152,3 +152,23 @@ fn resets_in_a_row_by_several_processors_are_survived() {
     let (outcome, _) = machine.end();
     assert!(matches!(outcome, Outcome::Stopped), "{outcome:?}");
 }
+
+#[test]
+fn output_by_words_that_straddle_the_port_is_paced_too() {
+    let image = image(|asm| {
+        let mut again = asm.create_label();
+        asm.mov(ecx, 100)?;
+        asm.mov(dx, 0x3f7)?;
+        asm.mov(eax, 0x6161)?;
+        asm.set_label(&mut again)?;
+        asm.out(dx, ax)?;
+        asm.loop_(again)?;
+        power_off(asm)
+    });
+    let machine = Running::start(image, |_| ());
+    let printed = machine.printed.clone();
+    let (outcome, text) = machine.end();
+    assert!(matches!(outcome, Outcome::PoweredOff), "{outcome:?}");
+    assert_eq!(text, "a".repeat(100));
+    assert!(printed.paces() >= 100, "{}", printed.paces());
+}

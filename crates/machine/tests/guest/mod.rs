@@ -6,6 +6,7 @@ use belljar_machine::{ConsoleOutput, Machine, MachineConfig, MachineHandle, Outc
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use std::io::Write;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
@@ -39,7 +40,7 @@ pub fn image(write: impl FnOnce(&mut CodeAssembler) -> Assembled) -> NamedTempFi
 
 /// Everything that a guest has printed.
 #[derive(Clone, Debug, Default)]
-pub struct Printed(Arc<(Mutex<Vec<u8>>, Condvar)>);
+pub struct Printed(Arc<(Mutex<Vec<u8>>, Condvar)>, Arc<AtomicUsize>);
 
 impl Printed {
     pub fn text(&self) -> String {
@@ -48,6 +49,11 @@ impl Printed {
 
     pub fn len(&self) -> usize {
         self.0.0.lock().unwrap().len()
+    }
+
+    /// How often the machine paced itself.
+    pub fn paces(&self) -> usize {
+        self.1.load(Ordering::Relaxed)
     }
 
     /// Waits until at least `count` bytes were printed.
@@ -66,7 +72,9 @@ impl ConsoleOutput for Printed {
         self.0.1.notify_all();
     }
 
-    fn pace(&self) {}
+    fn pace(&self) {
+        self.1.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// A machine that runs and is stopped, as a failure, if it does not end in time.
