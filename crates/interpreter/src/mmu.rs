@@ -1,6 +1,7 @@
 //! Guest memory at linear addresses: the software TLB and what happens when it misses.
 
 use crate::host::Word;
+use crate::shared::{Peer, Requests};
 use crate::tlb::{Entry, Set, Tlb};
 use belljar_engine::{Board, VcpuId};
 use belljar_memory::{GuestMemory, GuestPhysAddr, PAGE_SIZE};
@@ -8,6 +9,7 @@ use belljar_x86::bits::{cr0, rflags};
 use belljar_x86::paging::{Flush, PagingMode, is_canonical, load_pdptes, translate};
 use belljar_x86::{Access, CpuState, Exception, LinearMemory, debug};
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 /// Longest run of bytes that one access takes: a vector register or a part of a device's register
 /// file.
@@ -39,6 +41,8 @@ pub struct Mmu {
     base: *mut u8,
     board: Arc<dyn Board>,
     id: VcpuId,
+    /// The vCPU as the others see it, with their requests.
+    own: Arc<Peer>,
     /// The last general-protection fault of this memory was for an address that is not canonical:
     /// it is #SS if the operand lies on the stack.
     pub noncanonical: bool,
@@ -59,8 +63,8 @@ pub struct Mmu {
 unsafe impl Send for Mmu {}
 
 impl Mmu {
-    /// The memory of vCPU `id`.
-    pub fn new(memory: GuestMemory, board: Arc<dyn Board>, id: VcpuId) -> Self {
+    /// The memory of vCPU `id`, which the others see as `own`.
+    pub fn new(memory: GuestMemory, board: Arc<dyn Board>, id: VcpuId, own: Arc<Peer>) -> Self {
         let base = memory.mapping().0.as_ptr();
         Self {
             tlb: Tlb::new(),
@@ -68,6 +72,7 @@ impl Mmu {
             base,
             board,
             id,
+            own,
             noncanonical: false,
             disturbed: false,
             breakpoints: 0,
@@ -123,13 +128,50 @@ impl Mmu {
 
     /// Drops translations.
     pub fn flush(&mut self, what: Flush) {
+        if what == Flush::None {
+            return;
+        }
+        // Afterwards it is forgotten which pages were written to.
+        if self.is_asked() {
+            self.answer_requests();
+        }
         match what {
-            Flush::None => return,
+            Flush::None => {}
             Flush::Address { linear, .. } => self.tlb.flush_address(linear),
             Flush::Pcid(_) | Flush::NonGlobal => self.tlb.flush_non_global(),
             Flush::All => self.tlb.flush_all(),
         }
         self.epoch += 1;
+    }
+
+    /// Whether another vCPU has asked to drop fast paths for writes.
+    pub fn is_asked(&self) -> bool {
+        // What this vCPU has written comes first: who asks later finds it when it reads the code.
+        fence(Ordering::SeqCst);
+        self.own.is_asked()
+    }
+
+    /// Works off the requests of other vCPUs. A page to which there was a fast path counts as
+    /// changed.
+    pub fn answer_requests(&mut self) {
+        let (requests, number) = self.own.take_requests();
+        match requests {
+            Requests::Pages(pages) => {
+                for page in pages {
+                    if self.protect(page) {
+                        self.memory.code().changed(page);
+                    }
+                }
+            }
+            Requests::All => {
+                let (memory, base) = (&self.memory, self.base as usize);
+                self.tlb.drop_all_writes(|host| {
+                    let page = (host as usize - base) / PAGE_SIZE as usize;
+                    memory.code().changed(page);
+                });
+            }
+        }
+        self.own.answer(number);
     }
 
     /// Drops fast paths for writes to page `page` of RAM; tells whether there was one.
@@ -200,6 +242,12 @@ impl Mmu {
         let host = host.as_ptr();
         let writable = (found.writable || access.is_write())
             && !self.memory.code().is_code(self.page_of(host));
+        // With the old entry it would be forgotten that its page was written to.
+        if let Some(old) = self.tlb.entry_in(set, linear).written()
+            && self.is_asked()
+        {
+            self.written(old);
+        }
         self.tlb.fill(set, linear, host, access, writable, &found);
         Ok(Target::Ram(host))
     }

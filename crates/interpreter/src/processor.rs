@@ -72,7 +72,12 @@ pub struct Core {
 impl Core {
     /// A processor in the state of `setup`.
     pub fn new(setup: VcpuSetup, stubs: Stubs, member: Member) -> Self {
-        let mmu = Mmu::new(setup.memory, Arc::clone(&setup.board), setup.id);
+        let mmu = Mmu::new(
+            setup.memory,
+            Arc::clone(&setup.board),
+            setup.id,
+            Arc::clone(member.own()),
+        );
         let vendor = setup.cpuid.vendor();
         let mut core = Self {
             cpu: setup.state,
@@ -533,13 +538,7 @@ impl Core {
         if let Some(own) = self.attention.get(self.id as usize) {
             own.clear(Reason::ENGINE);
         }
-        let (pages, number) = self.member.take_requests();
-        for page in pages {
-            if self.mmu.protect(page) {
-                self.mmu.memory().code().changed(page);
-            }
-        }
-        self.member.answer(number);
+        self.mmu.answer_requests();
     }
 
     /// What a serialising instruction does: changes of code by other vCPUs that happened before are

@@ -10,6 +10,7 @@
 //! answered: it works off its requests before it runs again.
 
 use belljar_engine::{Attention, Reason, VcpuId};
+use belljar_memory::CodePages;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,17 +18,92 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The most pages that are asked for one by one.
+const MOST_PAGES: usize = 256;
+
+/// Fast paths for writes that a vCPU is asked to drop.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Requests {
+    /// Those to these pages of RAM.
+    Pages(Vec<usize>),
+    /// Those to every page: a vCPU that is stopped for long would else gather requests without
+    /// bound.
+    All,
+}
+
+impl Requests {
+    fn add(&mut self, page: usize) {
+        let Self::Pages(pages) = self else {
+            return;
+        };
+        if pages.contains(&page) {
+            return;
+        }
+        if pages.len() == MOST_PAGES {
+            *self = Self::All;
+        } else {
+            pages.push(page);
+        }
+    }
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        Self::Pages(Vec::new())
+    }
+}
+
 /// One vCPU as the others see it.
 #[derive(Debug)]
-struct Peer {
+pub struct Peer {
     id: VcpuId,
-    /// Pages of RAM to which no fast path for writes may remain.
-    requests: Mutex<Vec<usize>>,
+    requests: Mutex<Requests>,
     /// Requests made so far.
     posted: AtomicU64,
     /// Requests answered so far.
     answered: AtomicU64,
     running: AtomicBool,
+}
+
+impl Peer {
+    fn new(id: VcpuId) -> Self {
+        Self {
+            id,
+            requests: Mutex::default(),
+            posted: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
+            running: AtomicBool::new(false),
+        }
+    }
+
+    /// Adds a request; gives its number.
+    fn post(&self, page: usize) -> u64 {
+        let mut requests = lock(&self.requests);
+        requests.add(page);
+        self.posted.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// Whether there are requests to answer.
+    #[inline]
+    pub fn is_asked(&self) -> bool {
+        // Only the vCPU itself answers, so this cannot be stale.
+        self.posted.load(Ordering::SeqCst) != self.answered.load(Ordering::Relaxed)
+    }
+
+    /// Takes the requests made to this vCPU. After working them off it calls
+    /// [`answer`](Self::answer) with the number.
+    pub fn take_requests(&self) -> (Requests, u64) {
+        let mut requests = lock(&self.requests);
+        (
+            std::mem::take(&mut requests),
+            self.posted.load(Ordering::SeqCst),
+        )
+    }
+
+    /// All requests up to `number` are worked off.
+    pub fn answer(&self, number: u64) {
+        self.answered.store(number, Ordering::SeqCst);
+    }
 }
 
 /// The vCPUs of one machine.
@@ -66,19 +142,18 @@ pub struct Member {
 impl Member {
     /// Makes vCPU `id` a member.
     pub fn join(group: &Arc<Group>, id: VcpuId) -> Self {
-        let own = Arc::new(Peer {
-            id,
-            requests: Mutex::default(),
-            posted: AtomicU64::new(0),
-            answered: AtomicU64::new(0),
-            running: AtomicBool::new(false),
-        });
+        let own = Arc::new(Peer::new(id));
         lock(&group.peers).push(Arc::clone(&own));
         Self {
             group: Arc::clone(group),
             own,
             outstanding: Vec::new(),
         }
+    }
+
+    /// The vCPU as the others see it.
+    pub fn own(&self) -> &Arc<Peer> {
+        &self.own
     }
 
     /// The vCPU begins to run. Requests must be answered before it writes to memory.
@@ -91,43 +166,34 @@ impl Member {
         self.own.running.store(false, Ordering::SeqCst);
     }
 
-    /// Asks the others to drop their fast paths for writes to page `page` of RAM.
-    pub fn request_protection(&mut self, page: usize) {
-        let peers = lock(&self.group.peers).clone();
-        for peer in peers {
-            if Arc::ptr_eq(&peer, &self.own) {
-                continue;
-            }
-            let number = {
-                let mut requests = lock(&peer.requests);
-                requests.push(page);
-                peer.posted.fetch_add(1, Ordering::SeqCst) + 1
+    /// Says that code of page `page` of RAM is about to be cached, and sees to it that the others
+    /// drop their fast paths for writes to it. Returns the generation to remember, and whether this
+    /// vCPU is the first to mark the page.
+    pub fn mark(&mut self, code: &CodePages, page: usize) -> (u32, bool) {
+        let group = Arc::clone(&self.group);
+        // Held from the mark to the last request: who finds the page marked finds the requests
+        // posted.
+        let peers = lock(&group.peers);
+        let (generation, first) = code.mark(page);
+        for peer in peers.iter().filter(|peer| !Arc::ptr_eq(peer, &self.own)) {
+            // Where another vCPU has asked, its request is waited for as if it were this one's.
+            let number = if first {
+                peer.post(page)
+            } else {
+                peer.posted.load(Ordering::SeqCst)
             };
-            if !peer.running.load(Ordering::SeqCst) {
+            let answered = peer.answered.load(Ordering::SeqCst) >= number;
+            if answered || !peer.running.load(Ordering::SeqCst) {
                 continue;
             }
-            if let Some(attention) = self.group.attention.get(peer.id as usize) {
+            if first && let Some(attention) = group.attention.get(peer.id as usize) {
                 attention.raise(Reason::ENGINE);
             }
             self.outstanding
-                .retain(|(other, _)| !Arc::ptr_eq(other, &peer));
-            self.outstanding.push((peer, number));
+                .retain(|(other, _)| !Arc::ptr_eq(other, peer));
+            self.outstanding.push((Arc::clone(peer), number));
         }
-    }
-
-    /// Takes the requests made to this vCPU. After working them off it calls
-    /// [`answer`](Self::answer) with the number.
-    pub fn take_requests(&self) -> (Vec<usize>, u64) {
-        let mut requests = lock(&self.own.requests);
-        (
-            std::mem::take(&mut requests),
-            self.own.posted.load(Ordering::SeqCst),
-        )
-    }
-
-    /// All requests up to `number` are worked off.
-    pub fn answer(&self, number: u64) {
-        self.own.answered.store(number, Ordering::SeqCst);
+        (generation, first)
     }
 
     /// Whether every request of this vCPU is answered.
@@ -155,34 +221,73 @@ impl Drop for Member {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use belljar_memory::GuestMemory;
 
     fn group() -> Arc<Group> {
         Arc::new(Group::new((0..2).map(|_| Attention::new()).collect()))
     }
 
+    fn machine() -> (GuestMemory, Arc<Group>) {
+        let memory = GuestMemory::new(4 << 20).unwrap();
+        (memory, group())
+    }
+
     #[test]
     fn a_request_is_outstanding_until_the_other_answers() {
-        let group = group();
+        let (memory, group) = machine();
         let mut first = Member::join(&group, 0);
         let second = Member::join(&group, 1);
         second.start();
-        first.request_protection(7);
+        assert!(first.mark(memory.code(), 7).1);
         assert!(!first.all_answered());
+        assert!(second.own().is_asked());
         assert!(group.attention[1].has(Reason::ENGINE));
-        let (pages, number) = second.take_requests();
-        assert_eq!(pages, [7]);
-        second.answer(number);
+        let (requests, number) = second.own().take_requests();
+        assert_eq!(requests, Requests::Pages(vec![7]));
+        second.own().answer(number);
+        assert!(!second.own().is_asked());
         assert!(first.all_answered());
     }
 
     #[test]
     fn a_vcpu_that_does_not_run_counts_as_having_answered() {
-        let group = group();
+        let (memory, group) = machine();
         let mut first = Member::join(&group, 0);
         let second = Member::join(&group, 1);
-        first.request_protection(7);
+        first.mark(memory.code(), 7);
         assert!(first.all_answered());
         second.start();
-        assert_eq!(second.take_requests().0, [7]);
+        assert_eq!(second.own().take_requests().0, Requests::Pages(vec![7]));
+    }
+
+    #[test]
+    fn who_marks_second_waits_for_the_requests_of_the_first() {
+        let (memory, group) = machine();
+        let mut first = Member::join(&group, 0);
+        let mut second = Member::join(&group, 1);
+        let third = Member::join(&group, 2);
+        third.start();
+        assert!(first.mark(memory.code(), 7).1);
+        assert!(!second.mark(memory.code(), 7).1);
+        assert!(!second.all_answered());
+        third.own().answer(third.own().take_requests().1);
+        assert!(second.all_answered());
+    }
+
+    #[test]
+    fn requests_to_a_stopped_vcpu_are_bounded() {
+        let (memory, group) = machine();
+        let mut first = Member::join(&group, 0);
+        let second = Member::join(&group, 1);
+        for _ in 0..1000 {
+            first.mark(memory.code(), 7);
+            memory.code().changed(7);
+        }
+        assert_eq!(*lock(&second.own.requests), Requests::Pages(vec![7]));
+        for page in 100..100 + MOST_PAGES {
+            first.mark(memory.code(), page);
+        }
+        assert_eq!(second.own().take_requests().0, Requests::All);
+        assert_eq!(second.own().take_requests().0, Requests::default());
     }
 }

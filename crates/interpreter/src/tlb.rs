@@ -66,6 +66,12 @@ impl Entry {
         (linear as usize).wrapping_add(self.addend) as *mut u8
     }
 
+    /// Host address of the page if the fast path may have written to it.
+    #[inline]
+    pub fn written(&self) -> Option<*mut u8> {
+        (self.write != INVALID).then(|| self.host(self.write))
+    }
+
     fn holds(&self, page: u64) -> bool {
         self.read == page || self.write == page || self.fetch == page
     }
@@ -228,12 +234,22 @@ impl Tlb {
     pub fn drop_writes(&mut self, host: *mut u8) -> bool {
         let mut any = false;
         for entry in self.entries.iter_mut() {
-            if entry.write != INVALID && entry.host(entry.write) == host {
+            if entry.written() == Some(host) {
                 entry.write = INVALID;
                 any = true;
             }
         }
         any
+    }
+
+    /// Drops the right to write through the fast path to every page; tells where those were.
+    pub fn drop_all_writes(&mut self, mut dropped: impl FnMut(*mut u8)) {
+        for entry in self.entries.iter_mut() {
+            if let Some(host) = entry.written() {
+                entry.write = INVALID;
+                dropped(host);
+            }
+        }
     }
 }
 
@@ -295,6 +311,18 @@ mod tests {
             assert!(!holds(&tlb, 0x4000_0000), "{size:#x}");
             assert!(!holds(&tlb, 0x4000_3000), "{size:#x}");
         }
+    }
+
+    #[test]
+    fn dropping_all_writes_keeps_reads_and_tells_the_pages() {
+        let mut tlb = Tlb::new();
+        fill(&mut tlb, 0x5000, PAGE_SIZE, false);
+        fill(&mut tlb, 0x6000, PAGE_SIZE, true);
+        let mut pages = Vec::new();
+        tlb.drop_all_writes(|host| pages.push(host as usize));
+        assert_eq!(pages, [0x7f00_0000_5000, 0x7f00_0000_6000]);
+        assert!(holds(&tlb, 0x5000));
+        tlb.drop_all_writes(|_| panic!("nothing is left"));
     }
 
     #[test]

@@ -90,10 +90,15 @@ fn mark(core: &mut Core, page: CodePage) -> Option<Source> {
     let CodePage::Ram(page) = page else {
         return None;
     };
-    let (generation, first) = core.mmu.memory().code().mark(page);
+    let (mut generation, mut first) = core.member.mark(core.mmu.memory().code(), page);
+    // Another vCPU has marked the page, and this one may still have a fast path for writes to it:
+    // giving it up may change the page, which is then to be marked anew.
+    while !first && core.mmu.is_asked() {
+        core.answer_requests();
+        (generation, first) = core.member.mark(core.mmu.memory().code(), page);
+    }
     if first {
         core.mmu.protect(page);
-        core.member.request_protection(page);
     }
     Some(Source {
         page: page as u32,
