@@ -1,6 +1,6 @@
 //! Which pages of RAM hold code that an engine has cached, and how often they changed.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 /// Bit 0 of a page's word: some engine holds code decoded from the page as it is.
 const CACHED: u32 = 1;
@@ -10,8 +10,8 @@ const CACHED: u32 = 1;
 /// The protocol: an engine calls [`mark`](Self::mark) *before* it reads the bytes to decode and
 /// remembers the word that it returns; the cached code is valid as long as
 /// [`generation`](Self::generation) still gives that word. Whoever writes to the page calls
-/// [`changed`](Self::changed) *after* the write; this costs one load where no code is cached. An
-/// engine that writes through a software TLB must not keep a fast path to a page that
+/// [`changed`](Self::changed) *after* the write; this costs a fence and a load where no code is
+/// cached. An engine that writes through a software TLB must not keep a fast path to a page that
 /// [`is_code`](Self::is_code).
 #[derive(Debug)]
 pub struct CodePages {
@@ -49,6 +49,9 @@ impl CodePages {
     /// invalid).
     #[inline]
     pub fn changed(&self, page: usize) -> bool {
+        // The write itself must not come after the load: an engine that marks the page between the
+        // two would miss the write, and its mark would be missed here.
+        fence(Ordering::SeqCst);
         if self.words[page].load(Ordering::SeqCst) & CACHED == 0 {
             return false;
         }
