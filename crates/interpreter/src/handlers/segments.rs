@@ -215,7 +215,7 @@ pub fn load_table<T: Word>(core: &mut Core, op: &Op) -> Step {
         core.cpu.idtr = table;
     }
     core.serialise();
-    Ok(Flow::Next)
+    Ok(Flow::Leave)
 }
 
 /// RDFSBASE, RDGSBASE: which register is the second operand.

@@ -187,7 +187,7 @@ pub fn invpcid(core: &mut Core, op: &Op) -> Step {
 pub fn cache_control(core: &mut Core, _op: &Op) -> Step {
     core.require_cpl0()?;
     core.serialise();
-    Ok(Flow::Next)
+    Ok(Flow::Leave)
 }
 
 /// CLFLUSH, CLFLUSHOPT, CLWB: faults as a read of a byte does.
