@@ -456,6 +456,8 @@ impl Vcpu for InterpreterVcpu {
         self.core.refresh();
         let exit = self.run_until_exit();
         self.core.sync_flags();
+        // A vCPU that does not run counts as having answered.
+        self.core.answer_requests();
         self.core.member.stop();
         self.counts.exits += 1;
         exit
