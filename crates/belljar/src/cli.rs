@@ -74,7 +74,7 @@ pub struct RunOptions {
     /// Configuration file in TOML whose keys are the names of these flags; flags go before it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Name of the machine in messages [default: belljar]
+    /// Name of the machine in its log [default: belljar]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
 }

@@ -1,16 +1,21 @@
 //! Signals that ask the process to end.
 
 use crate::terminal;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 use std::io;
 use std::thread::Builder;
 
+/// The signals that somebody may send and that would end the process with the terminal left raw.
+const WATCHED: [i32; 8] = [
+    SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGXCPU,
+];
+
 /// Calls `on_signal` for the first signal that asks the process to end; at the second one the
 /// process ends at once, with the terminal restored.
 pub fn watch(on_signal: impl FnOnce(i32) + Send + 'static) -> io::Result<()> {
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
+    let mut signals = Signals::new(WATCHED)?;
     Builder::new().name("signals".to_owned()).spawn(move || {
         let mut on_signal = Some(on_signal);
         for signal in signals.forever() {

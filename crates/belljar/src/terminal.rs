@@ -1,6 +1,8 @@
-//! The terminal: raw while a guest has it, and as it was found whenever the process ends or panics.
+//! The terminal: raw while a guest has it, and as it was found when the process ends by itself, by a
+//! panic, or by a signal that [`signals`](crate::signals) watches for.
 //!
-//! Only SIGKILL leaves it raw, since nothing can be done then; `reset` or `stty sane` helps.
+//! Any other signal that ends the process, such as SIGKILL, leaves it raw, and so do SIGABRT and
+//! SIGSEGV, which only a defect of Belljar itself raises; `reset` or `stty sane` helps.
 
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 use std::io::{self, Write, stderr, stdin};
