@@ -60,6 +60,8 @@ pub(crate) struct Lifecycle {
     stage: Mutex<Stage>,
     changed: Condvar,
     attention: Arc<[Attention]>,
+    /// A reset that the guest asks for ends the machine.
+    no_reboot: bool,
 }
 
 /// What a vCPU thread does after it was parked.
@@ -73,7 +75,7 @@ pub(crate) enum Next {
 
 impl Lifecycle {
     /// A machine that is paused and has no vCPU threads yet.
-    pub fn new(attention: Arc<[Attention]>) -> Self {
+    pub fn new(attention: Arc<[Attention]>, no_reboot: bool) -> Self {
         Self {
             stage: Mutex::new(Stage {
                 goal: Goal::Pause,
@@ -85,6 +87,7 @@ impl Lifecycle {
             }),
             changed: Condvar::new(),
             attention,
+            no_reboot,
         }
     }
 
@@ -138,6 +141,15 @@ impl Lifecycle {
     /// Resets the machine at the next moment at which all vCPUs stand still.
     pub fn request_reset(&self) {
         self.call_in(|stage| stage.reset_due = true);
+    }
+
+    /// A reset that the guest asked for: with `no_reboot` it ends the machine.
+    pub fn guest_reset(&self) {
+        if self.no_reboot {
+            self.end(Outcome::Reset);
+        } else {
+            self.request_reset();
+        }
     }
 
     /// Ends the machine. The first outcome counts.

@@ -43,7 +43,7 @@ impl Machine {
         let clock: Arc<dyn Clock> = Arc::new(HostClock::new());
         clock.pause();
         let attention: Arc<[Attention]> = (0..config.cpus).map(|_| Attention::new()).collect();
-        let lifecycle = Arc::new(Lifecycle::new(Arc::clone(&attention)));
+        let lifecycle = Arc::new(Lifecycle::new(Arc::clone(&attention), config.no_reboot));
         let timers = Timers::new(Arc::clone(&clock));
         let cpuid = Arc::new(CpuidModel::new(&CpuidConfig {
             cpus: config.cpus,

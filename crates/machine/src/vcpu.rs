@@ -112,7 +112,7 @@ impl VcpuThread {
     /// which on this board is the machine's reset.
     fn init(&mut self) {
         if self.id == 0 {
-            self.lifecycle.request_reset();
+            self.lifecycle.guest_reset();
             return;
         }
         let mut state = self.vcpu.state().clone();

@@ -149,9 +149,19 @@ fn port_92(asm: &mut CodeAssembler) -> Assembled {
     out8(asm, 0x92, 1)
 }
 
+/// INIT to the bootstrap processor, whose APIC ID is 0, from itself.
+fn init(asm: &mut CodeAssembler) -> Assembled {
+    store(asm, 0xfee0_0310, 0)?;
+    store(asm, 0xfee0_0300, 0x4500)
+}
+
+/// All ways in which a guest resets the machine.
+const RESETS: [fn(&mut CodeAssembler) -> Assembled; 4] =
+    [reset_control, keyboard_controller, port_92, init];
+
 #[test]
 fn a_reset_starts_the_guest_anew() {
-    for reset in [reset_control, keyboard_controller, port_92] {
+    for reset in RESETS {
         let (outcome, printed) = run(resetting(reset), |config| config.cpus = 2);
         assert!(matches!(outcome, Outcome::PoweredOff), "{outcome:?}");
         assert_eq!(printed, "12");
@@ -160,7 +170,7 @@ fn a_reset_starts_the_guest_anew() {
 
 #[test]
 fn with_no_reboot_a_reset_ends_the_machine() {
-    for reset in [reset_control, keyboard_controller, port_92] {
+    for reset in RESETS {
         let (outcome, printed) = run(resetting(reset), |config| config.no_reboot = true);
         assert!(matches!(outcome, Outcome::Reset), "{outcome:?}");
         assert_eq!(printed, "1");
