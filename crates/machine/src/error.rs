@@ -65,6 +65,6 @@ pub enum MachineError {
         source: std::io::Error,
     },
     /// A fault of Belljar itself.
-    #[error("a vCPU's thread failed; this is a fault of Belljar, please report it")]
-    VcpuPanicked,
+    #[error("the thread {0} failed; this is a fault of Belljar, please report it")]
+    ThreadPanicked(String),
 }

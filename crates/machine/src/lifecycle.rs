@@ -6,7 +6,7 @@
 //! when the last one has parked. So pause, reset and stop are one mechanism.
 
 use crate::{MachineError, Outcome};
-use belljar_engine::{Attention, Reason};
+use belljar_engine::{Attention, Reason, VcpuId};
 use belljar_x86::CpuState;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -210,9 +210,72 @@ impl Lifecycle {
     }
 
     /// Counts the thread of a vCPU, which did not reach [`park`](Self::park), as parked for good.
-    pub fn lose(&self) {
-        self.end(Outcome::Failed(MachineError::VcpuPanicked));
+    fn lose_vcpu(&self) {
         self.lock().parked += 1;
         self.changed.notify_all();
+    }
+}
+
+/// Ends the machine if the thread that holds this unwinds, so that nobody waits for it in vain.
+#[derive(Debug)]
+pub(crate) struct Unwinding<'a> {
+    lifecycle: &'a Lifecycle,
+    thread: String,
+    is_vcpu: bool,
+}
+
+impl<'a> Unwinding<'a> {
+    /// For the thread of vCPU `id`.
+    pub fn of_vcpu(lifecycle: &'a Lifecycle, id: VcpuId) -> Self {
+        Self {
+            lifecycle,
+            thread: format!("vcpu {id}"),
+            is_vcpu: true,
+        }
+    }
+
+    /// For the thread `name` of another kind, which does not park.
+    pub fn of_helper(lifecycle: &'a Lifecycle, name: &str) -> Self {
+        Self {
+            lifecycle,
+            thread: name.to_owned(),
+            is_vcpu: false,
+        }
+    }
+}
+
+impl Drop for Unwinding<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let error = MachineError::ThreadPanicked(std::mem::take(&mut self.thread));
+        self.lifecycle.end(Outcome::Failed(error));
+        if self.is_vcpu {
+            self.lifecycle.lose_vcpu();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_the_timer_thread_ends_the_machine_with_its_name() {
+        let lifecycle = Arc::new(Lifecycle::new(Arc::new([Attention::new()]), false));
+        lifecycle.resume();
+        let held = Arc::clone(&lifecycle);
+        let thread = std::thread::spawn(move || {
+            let _guard = Unwinding::of_helper(&held, "timers");
+            panic!("as a test");
+        });
+        assert!(thread.join().is_err());
+        lifecycle.wait_for_end();
+        let outcome = lifecycle.take_outcome();
+        let Outcome::Failed(error @ MachineError::ThreadPanicked(_)) = outcome else {
+            panic!("{outcome:?}");
+        };
+        assert!(error.to_string().starts_with("the thread timers failed"));
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::board::{Attachments, MachineBoard};
 use crate::console::{ConsoleInput, ConsoleOutput};
-use crate::lifecycle::Lifecycle;
+use crate::lifecycle::{Lifecycle, Unwinding};
 use crate::power_on::PowerOn;
 use crate::vcpu::VcpuThread;
 use crate::{MachineConfig, MachineError, Outcome, engines};
@@ -14,6 +14,9 @@ use belljar_x86::CpuState;
 use belljar_x86::cpuid::{CpuidConfig, CpuidModel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
+
+/// The name of the thread that serves the devices' deadlines.
+const TIMER_THREAD: &str = "timers";
 
 /// A virtual machine. It is made paused; [`MachineHandle::resume`] starts it, [`wait`](Self::wait)
 /// comes back when it has ended. Dropping it stops it.
@@ -201,7 +204,12 @@ impl MachineHandle {
             return;
         }
         let (timers, sources) = (Arc::clone(&inner.timers), inner.board.timed());
-        match spawn("timers".to_owned(), move || timers.run(&sources)) {
+        let lifecycle = Arc::clone(&inner.lifecycle);
+        let body = move || {
+            let _guard = Unwinding::of_helper(&lifecycle, TIMER_THREAD);
+            timers.run(&sources);
+        };
+        match spawn(TIMER_THREAD.to_owned(), body) {
             Ok(thread) => *timer_thread = Some(thread),
             Err(error) => {
                 inner.lifecycle.end(Outcome::Failed(error));
@@ -251,7 +259,7 @@ impl Inner {
     fn stop(&self, timer_thread: &mut Option<JoinHandle<()>>) {
         if let Some(thread) = timer_thread.take() {
             self.timers.stop();
-            // A panic there was printed; the machine goes on or ends without it.
+            // A panic there was printed and has ended the machine.
             let _ = thread.join();
         }
     }

@@ -1,6 +1,6 @@
 //! The thread of one vCPU.
 
-use crate::lifecycle::{Lifecycle, Next};
+use crate::lifecycle::{Lifecycle, Next, Unwinding};
 use crate::power_on::PowerOn;
 use crate::{Crash, Outcome};
 use belljar_engine::{Attention, Exit, Reason, Vcpu, VcpuId};
@@ -20,22 +20,11 @@ pub(crate) struct VcpuThread {
     pub signature: u32,
 }
 
-/// Tells the machine if a vCPU's thread unwinds, so that nobody waits for it in vain.
-struct Unwinding<'a>(&'a Lifecycle);
-
-impl Drop for Unwinding<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.lose();
-        }
-    }
-}
-
 impl VcpuThread {
     /// Runs the vCPU through the machine's stages to its end.
     pub fn run(mut self) {
         let lifecycle = Arc::clone(&self.lifecycle);
-        let _guard = Unwinding(&lifecycle);
+        let _guard = Unwinding::of_vcpu(&lifecycle, self.id);
         loop {
             match lifecycle.park(self.id as usize, || self.power_on.reset()) {
                 Next::End => break,
