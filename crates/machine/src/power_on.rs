@@ -24,13 +24,18 @@ pub(crate) struct PowerOn {
     board: Arc<MachineBoard>,
     attention: Arc<[Attention]>,
     cpuid: Arc<CpuidModel>,
-    kernel: PathBuf,
-    initrd: Option<PathBuf>,
+    /// The kernel's file, for messages and the kernel's name.
+    path: PathBuf,
+    /// What the files held when the machine was made: a reset boots the same guest, whatever has
+    /// become of them, and a pipe can be read only once.
+    kernel: Vec<u8>,
+    initrd: Option<Vec<u8>>,
     cmdline: String,
 }
 
 impl PowerOn {
     /// What `config` says about the start of the machine that consists of the other parameters.
+    /// Reads the files of the kernel and its initial RAM filesystem.
     pub fn new(
         config: &MachineConfig,
         memory: GuestMemory,
@@ -38,13 +43,21 @@ impl PowerOn {
         attention: Arc<[Attention]>,
         cpuid: Arc<CpuidModel>,
     ) -> Result<Self, MachineError> {
+        let path = config.kernel.clone().ok_or(MachineError::NoKernel)?;
+        let kernel = read("kernel", &path, memory.size())?;
+        let initrd = config
+            .initrd
+            .as_deref()
+            .map(|path| read("initrd", path, memory.size()))
+            .transpose()?;
         Ok(Self {
             memory,
             board,
             attention,
             cpuid,
-            kernel: config.kernel.clone().ok_or(MachineError::NoKernel)?,
-            initrd: config.initrd.clone(),
+            path,
+            kernel,
+            initrd,
             cmdline: config.cmdline().to_owned(),
         })
     }
@@ -70,25 +83,19 @@ impl PowerOn {
 
     /// Loads the firmware's tables, the kernel and its initial RAM filesystem.
     fn load(&self) -> Result<CpuState, MachineError> {
-        let kernel = read("kernel", &self.kernel, self.memory.size())?;
-        let initrd = self
-            .initrd
-            .as_deref()
-            .map(|path| read("initrd", path, self.memory.size()))
-            .transpose()?;
         let platform = platform(self.attention.len() as u32, self.cpuid.phys_bits() as u8);
         let firmware =
             Firmware::install(&self.memory, &platform).map_err(MachineError::Firmware)?;
-        let name = self.kernel.to_string_lossy();
+        let name = self.path.to_string_lossy();
         let payload = Payload {
             name: &name,
-            kernel: &kernel,
-            initrd: initrd.as_deref(),
+            kernel: &self.kernel,
+            initrd: self.initrd.as_deref(),
             cmdline: &self.cmdline,
         };
         let entry = belljar_boot::load(&self.memory, &payload, &firmware, self.cpuid.signature())
             .map_err(|source| MachineError::Boot {
-            path: self.kernel.clone(),
+            path: self.path.clone(),
             source,
         })?;
         tracing::info!(protocol = ?entry.protocol, rip = entry.cpu.rip, "kernel loaded");

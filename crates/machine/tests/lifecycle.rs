@@ -188,6 +188,19 @@ fn the_reset_button_starts_the_guest_anew() {
 }
 
 #[test]
+fn a_reset_boots_the_same_guest_when_its_file_is_gone() {
+    let image = resetting(|_| Ok(()));
+    let path = image.path().to_owned();
+    let machine = Running::start(image, |_| ());
+    machine.printed.wait_for(1);
+    std::fs::remove_file(path).unwrap();
+    machine.handle.reset();
+    let (outcome, printed) = machine.end();
+    assert!(matches!(outcome, Outcome::PoweredOff), "{outcome:?}");
+    assert_eq!(printed, "12");
+}
+
+#[test]
 fn what_is_sent_to_the_console_reaches_the_guest_in_order() {
     // Echoes until a full stop; reads when the line status says that there is something.
     let echo = image(|asm| {
