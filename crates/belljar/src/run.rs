@@ -44,8 +44,10 @@ impl Stopper {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get_or_insert(reason);
-        // No vCPU may wait for a reader of the console while it is to stop.
+        // No vCPU may wait for a reader of the console while it is to stop, nor the end of a machine
+        // that has stopped by itself.
         self.outlet.close();
+        self.outlet.hurry();
         self.machine.stop();
     }
 

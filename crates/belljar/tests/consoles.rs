@@ -2,7 +2,7 @@
 
 mod kernel;
 
-use kernel::{CHATTY, echoing, kernel, spinning};
+use kernel::{CHATTY, POWER_OFF, echoing, kernel, spinning};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -163,7 +163,17 @@ fn ctrl_a_x_ends_a_guest_that_spins_with_interrupts_off() {
 
 #[test]
 fn signals_end_the_process_with_the_terminal_restored() {
-    for signal in [Signal::TERM, Signal::HUP, Signal::INT, Signal::QUIT] {
+    let signals = [
+        Signal::TERM,
+        Signal::HUP,
+        Signal::INT,
+        Signal::QUIT,
+        Signal::USR1,
+        Signal::USR2,
+        Signal::ALARM,
+        Signal::XCPU,
+    ];
+    for signal in signals {
         let mut terminal = Terminal::new();
         let run = Run::on(&terminal, &spinning("spins"));
         terminal.wait_for("spins");
@@ -215,6 +225,38 @@ fn a_reader_that_does_not_read_stops_the_guest_but_not_belljar() {
     output.read_exact(&mut bytes).unwrap();
     run.signal(Signal::TERM);
     assert_eq!(run.end().signal(), Some(Signal::TERM.as_raw()));
+}
+
+#[test]
+fn a_signal_ends_the_wait_for_a_reader_after_the_guest_has_powered_off() {
+    // mov dx, 0x3f8; mov al, '#'; mov ecx, 70000; again: out dx, al; loop again: more than the pipe
+    // holds, less than the pipe and the console's buffer.
+    let mut code = vec![0x66, 0xba, 0xf8, 0x03, 0xb0, b'#', 0xb9];
+    code.extend(70_000_u32.to_le_bytes());
+    code.extend([0xee, 0xe2, 0xfd]);
+    code.extend(POWER_OFF);
+    let run = Run::start(&code, &[], |command| {
+        command.stdout(Stdio::piped());
+    });
+    let tasks = format!("/proc/{}/task", run.child.id());
+    let is_vcpu = |task: std::fs::DirEntry| {
+        let name = std::fs::read_to_string(task.path().join("comm"));
+        name.is_ok_and(|name| name.starts_with("vcpu"))
+    };
+    let vcpu_runs = || std::fs::read_dir(&tasks).unwrap().flatten().any(is_vcpu);
+    wait_until(vcpu_runs);
+    wait_until(|| !vcpu_runs());
+    run.signal(Signal::TERM);
+    assert_eq!(run.end().code(), Some(0));
+}
+
+/// Waits for a condition, which must come true soon.
+fn wait_until(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "the condition did not come true");
+        std::thread::yield_now();
+    }
 }
 
 #[test]

@@ -57,7 +57,6 @@ pub(crate) struct MachineBoard {
 #[derive(Debug)]
 struct Power {
     lifecycle: Arc<Lifecycle>,
-    no_reboot: bool,
 }
 
 impl MachineControl for Power {
@@ -65,8 +64,7 @@ impl MachineControl for Power {
         tracing::debug!(?event, "requested by the guest");
         match event {
             PowerEvent::PowerOff => self.lifecycle.end(Outcome::PoweredOff),
-            PowerEvent::Reset if self.no_reboot => self.lifecycle.end(Outcome::Reset),
-            PowerEvent::Reset => self.lifecycle.request_reset(),
+            PowerEvent::Reset => self.lifecycle.guest_reset(),
             PowerEvent::DebugExit(status) => self.lifecycle.end(Outcome::DebugExit(status)),
         }
     }
@@ -92,7 +90,6 @@ impl MachineBoard {
         };
         let control: Arc<dyn MachineControl> = Arc::new(Power {
             lifecycle: to.lifecycle,
-            no_reboot: config.no_reboot,
         });
         let line = Line::new(Arc::clone(&to.output));
         let backend = Box::new(PortEnd(Arc::clone(&line)));

@@ -21,12 +21,7 @@ use std::fs::File;
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
 use stop::Stop;
-
-/// How long output may take to reach its reader when the machine was stopped, or the reader may not
-/// exist.
-const GRACE: Duration = Duration::from_secs(1);
 
 /// What the user asks for at the console.
 pub trait Requests: Send + Sync {
@@ -158,17 +153,16 @@ impl Console {
     }
 
     /// Ends the console when no vCPU runs any more. What the guest printed is written out first:
-    /// all of it if `patient` and nothing else than a slow reader is in the way.
+    /// all of it if `patient`, however slow the reader, unless the user is in a hurry.
     pub fn finish(self, patient: bool) {
         self.outlet.close();
         let lossless = matches!(self.kind, Kind::Stdio | Kind::File(_));
-        self.outlet
-            .wait_until_written((!(patient && lossless)).then_some(GRACE));
+        let written = self.outlet.wait_until_written(patient && lossless);
         self.stop.give();
         if let Kind::Unix(socket) = &self.kind {
             socket.clients().close();
         }
-        if lossless && !patient {
+        if lossless && !(patient && written) {
             // The writer may hang in a write that nobody reads; the process ends without it.
             return;
         }

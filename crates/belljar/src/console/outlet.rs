@@ -27,7 +27,12 @@ struct State {
     closed: bool,
     /// The reader is gone: output is dropped.
     broken: bool,
+    /// The user wants the process to end soon.
+    hurried: bool,
 }
+
+/// How long the end of the process waits for output that was not written yet and may never be.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// The buffer. vCPUs [`push`](Self::push) and
 /// [`pace`](Self::pace) themselves, one writer thread [`take`](Self::take)s.
@@ -48,6 +53,7 @@ impl Outlet {
                 taken: 0,
                 closed: false,
                 broken: false,
+                hurried: false,
             }),
             changed: Condvar::new(),
         }
@@ -123,15 +129,28 @@ impl Outlet {
         self.changed.notify_all();
     }
 
-    /// Waits until everything was written, at most for `limit` if there is one.
-    pub fn wait_until_written(&self, limit: Option<Duration>) {
+    /// Lets nobody wait longer than `GRACE` from now on for what was not written yet.
+    pub fn hurry(&self) {
+        self.lock().hurried = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until everything was written: for `GRACE` at most, or if `patient` until somebody is in
+    /// a [`hurry`](Self::hurry). Tells whether everything was written.
+    pub fn wait_until_written(&self, patient: bool) -> bool {
         let unwritten = |s: &mut State| !s.broken && (s.taken > 0 || !s.waiting.is_empty());
-        let state = self.lock();
-        // Either guard is dropped at once: what counts is that the wait is over.
-        match limit {
-            Some(limit) => drop(self.changed.wait_timeout_while(state, limit, unwritten)),
-            None => drop(self.changed.wait_while(state, unwritten)),
+        let mut state = self.lock();
+        if patient {
+            state = self
+                .changed
+                .wait_while(state, |s| !s.hurried && unwritten(s))
+                .unwrap_or_else(PoisonError::into_inner);
         }
+        let (mut state, _) = self
+            .changed
+            .wait_timeout_while(state, GRACE, unwritten)
+            .unwrap_or_else(PoisonError::into_inner);
+        !unwritten(&mut state)
     }
 }
 
