@@ -194,15 +194,12 @@ pub struct Msrs {
     pub spec_ctrl: u64,
     pub debugctl: u64,
     pub mcg_status: u64,
-    pub mcg_ctl: u64,
-    pub feature_control: u64,
     /// AMD: HWCR.
     pub hwcr: u64,
     /// AMD: SYSCFG.
     pub syscfg: u64,
     /// AMD: DE_CFG.
     pub de_cfg: u64,
-    pub patch_level: u64,
 }
 
 /// What blocks events after the previous instruction. SDM 3A, 6.8.3.

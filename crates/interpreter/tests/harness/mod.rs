@@ -1,6 +1,6 @@
 //! A machine without devices around one vCPU.
 
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test program uses a part")]
 
 use belljar_clock::{Entropy, ManualClock};
 use belljar_engine::{Attention, Board, Engine, Exit, MsrRefused, Vcpu, VcpuId, VcpuSetup};
