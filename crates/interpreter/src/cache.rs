@@ -58,8 +58,9 @@ impl Source {
         generation: 0,
     };
 
+    /// Whether the page is still as it was.
     #[inline(always)]
-    fn is_current(&self, code: &CodePages) -> bool {
+    pub fn is_current(&self, code: &CodePages) -> bool {
         code.generation(self.page as usize) == self.generation
     }
 }

@@ -46,12 +46,22 @@ impl Engine for Interpreter {
     }
 
     fn create_vcpu(&self, setup: VcpuSetup) -> Result<Box<dyn Vcpu>, EngineError> {
+        Ok(Box::new(self.create(setup)?))
+    }
+}
+
+impl Interpreter {
+    /// Makes a vCPU, as [`Engine::create_vcpu`] does.
+    ///
+    /// # Errors
+    /// What the host refuses.
+    pub fn create(&self, setup: VcpuSetup) -> Result<InterpreterVcpu, EngineError> {
         let stubs = Stubs::new(CODE_MEMORY).map_err(|error| EngineError::Unavailable {
             engine: NAME,
             reason: error.to_string(),
         })?;
         let member = Member::join(&self.group(&setup), setup.id);
         let core = Core::new(setup, stubs, member);
-        Ok(Box::new(InterpreterVcpu::new(core)))
+        Ok(InterpreterVcpu::new(core))
     }
 }

@@ -10,17 +10,27 @@
 //! Tracing: target `belljar::event` at level TRACE tells every exception and interrupt that is
 //! delivered, target `belljar::decode` every instruction that is decoded.
 
+//!
+//! The translator stands on this engine: it executes by it what it does not translate, and shares
+//! the processor's state, memory and TLB with it. That is what the public modules are for.
+
 mod cache;
 mod decode;
 mod engine;
 mod flags;
 mod handlers;
 mod host;
-mod mmu;
 mod op;
-mod processor;
 mod shared;
-mod tlb;
 mod vcpu;
 
+pub mod mmu;
+pub mod processor;
+pub mod tlb;
+
+pub use cache::Source;
+pub use decode::{decoder, exists, mark};
 pub use engine::Interpreter;
+pub use flags::LazyFlags;
+pub use op::{Fault, Flow};
+pub use vcpu::InterpreterVcpu;

@@ -2,12 +2,13 @@
 
 use crate::host::Word;
 use crate::shared::{Peer, Requests};
-use crate::tlb::{Entry, Set, Tlb};
+use crate::tlb::{Entries, Entry, Set, Tlb};
 use belljar_engine::{Board, VcpuId};
 use belljar_memory::{GuestMemory, GuestPhysAddr, PAGE_SIZE};
 use belljar_x86::bits::{cr0, rflags};
 use belljar_x86::paging::{Flush, PagingMode, is_canonical, load_pdptes, translate};
 use belljar_x86::{Access, CpuState, Exception, LinearMemory, debug};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -56,6 +57,35 @@ pub struct Mmu {
     pub misses: u64,
     /// Pages of cached code that stores changed.
     pub invalidations: u64,
+    /// What was flushed since an engine that caches more took note of it.
+    pub flushes: Flushes,
+}
+
+/// The most addresses that [`Flushes`] names one by one.
+const MOST_ADDRESSES: usize = 16;
+
+/// What was flushed, for an engine that caches where code lies.
+#[derive(Debug, Default)]
+pub struct Flushes {
+    /// Every translation.
+    pub all: bool,
+    /// Every translation that is not global.
+    pub non_global: bool,
+    /// Those of these addresses' pages.
+    pub addresses: Vec<u64>,
+}
+
+impl Flushes {
+    fn add(&mut self, what: Flush) {
+        match what {
+            Flush::None => {}
+            Flush::Address { linear, .. } if self.addresses.len() < MOST_ADDRESSES => {
+                self.addresses.push(linear);
+            }
+            Flush::Pcid(_) | Flush::NonGlobal => self.non_global = true,
+            Flush::Address { .. } | Flush::All => self.all = true,
+        }
+    }
 }
 
 // SAFETY: `base` is the start of the mapping that `memory` keeps alive; it is only used as guest
@@ -79,7 +109,37 @@ impl Mmu {
             epoch: 1,
             misses: 0,
             invalidations: 0,
+            flushes: Flushes::default(),
         }
+    }
+
+    /// Puts the TLB, which is empty then, into memory that generated code looks into.
+    ///
+    /// # Safety
+    /// As for [`Tlb::within`]: `entries` outlives this object.
+    pub unsafe fn place_tlb(&mut self, entries: NonNull<Entries>) {
+        // SAFETY: the caller's promise.
+        self.tlb = unsafe { Tlb::within(entries) };
+    }
+
+    /// Translates `linear` for the program's accesses of kind `access` and enters it into the TLB.
+    /// Tells whether such accesses within the page need nothing but the TLB from now on. If not,
+    /// the instruction must be executed in full, which raises what there is to raise.
+    pub fn make_fast(&mut self, cpu: &CpuState, linear: u64, access: Access) -> bool {
+        let linear = wrap(cpu, linear);
+        if cpu.long_mode() && !is_canonical(linear) {
+            return false;
+        }
+        if !matches!(self.resolve(cpu, linear, access), Ok(Target::Ram(_))) {
+            return false;
+        }
+        let entry = self.tlb.entry_in(set_of(cpu, access), linear);
+        let tag = if access.is_write() {
+            entry.write
+        } else {
+            entry.read
+        };
+        tag == linear & !(PAGE_SIZE - 1)
     }
 
     /// The machine's RAM.
@@ -137,10 +197,15 @@ impl Mmu {
         }
         match what {
             Flush::None => {}
-            Flush::Address { linear, .. } => self.tlb.flush_address(linear),
+            Flush::Address { linear, .. } => {
+                // Who keeps the places of code by pages of 4 KiB must forget them all.
+                self.flushes.all |= self.tlb.may_be_large(linear);
+                self.tlb.flush_address(linear);
+            }
             Flush::Pcid(_) | Flush::NonGlobal => self.tlb.flush_non_global(),
             Flush::All => self.tlb.flush_all(),
         }
+        self.flushes.add(what);
         self.epoch += 1;
     }
 
@@ -190,6 +255,13 @@ impl Mmu {
             Target::Ram(host) => CodePage::Ram(self.page_of(host)),
             Target::Device(gpa) => CodePage::Device(gpa),
         })
+    }
+
+    /// Whether the page of code at `linear`, for which [`code_page`](Self::code_page) was just
+    /// called, is mapped globally.
+    pub fn code_is_global(&self, cpu: &CpuState, linear: u64) -> bool {
+        let linear = wrap(cpu, linear);
+        self.tlb.is_global(set_of(cpu, Access::Fetch), linear)
     }
 
     /// Reads code for the decoder: from RAM, or from what is not.
@@ -456,12 +528,12 @@ pub fn check_alignment(cpu: &CpuState, linear: u64, size: u64) -> Result<(), Exc
 }
 
 /// Whether accesses of the program must be aligned. SDM 3A, 6.15, interrupt 17.
-fn alignment_checked(cpu: &CpuState) -> bool {
+pub fn alignment_checked(cpu: &CpuState) -> bool {
     cpu.cpl == 3 && cpu.rflags & rflags::AC != 0 && cpu.cr0 & cr0::AM != 0
 }
 
 /// The TLB's set for an access: translations are cached by the rights that they were made with.
-fn set_of(cpu: &CpuState, access: Access) -> Set {
+pub fn set_of(cpu: &CpuState, access: Access) -> Set {
     if access.is_implicit_supervisor() {
         Set::Supervisor
     } else if cpu.cpl == 3 {

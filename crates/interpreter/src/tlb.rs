@@ -2,22 +2,36 @@
 //!
 //! Translations made with different rights live in different sets, so a change of privilege level
 //! or of AC flushes nothing. Large pages are entered by their 4 KiB parts.
+//!
+//! The layout of [`Entry`] and the place of a page's entry are fixed: an engine that generates code
+//! looks into the table by itself.
 
 use crate::host::Word;
 use belljar_memory::PAGE_SIZE;
 use belljar_x86::Access;
 use belljar_x86::paging::Translation;
+use std::ptr::NonNull;
 
 /// Entries of each set.
-const SIZE: usize = 1024;
-const SETS: usize = 4;
+pub const SIZE: usize = 2048;
+/// Sets of the table.
+pub const SETS: usize = 4;
 const OFFSET_MASK: u64 = PAGE_SIZE - 1;
 /// The largest of the medium page sizes.
 const LARGE: u64 = 4 << 20;
 /// The largest page size.
 const HUGE: u64 = 1 << 30;
-/// A tag that no page has.
-const INVALID: u64 = 1;
+
+/// A tag that no page of slot `index` has: its own slot is another one.
+const fn invalid(index: usize) -> u64 {
+    let other = if index.is_multiple_of(SIZE) { PAGE_SIZE } else { 0 };
+    1 << 63 | other
+}
+
+/// Whether a tag is one of those that no page has.
+const fn is_invalid(tag: u64) -> bool {
+    tag & !PAGE_SIZE == 1 << 63
+}
 
 /// Which rights translations were made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,17 +56,21 @@ pub struct Entry {
     pub write: u64,
     /// Linear address of the page if fetches are allowed.
     pub fetch: u64,
-    /// What turns a linear into a host address when added.
-    addend: usize,
+    /// Host address of the page.
+    pub host: usize,
 }
 
 impl Entry {
-    const EMPTY: Self = Self {
-        read: INVALID,
-        write: INVALID,
-        fetch: INVALID,
-        addend: 0,
-    };
+    /// The entry of index `index` while it holds nothing.
+    const fn empty(index: usize) -> Self {
+        let tag = invalid(index);
+        Self {
+            read: tag,
+            write: tag,
+            fetch: tag,
+            host: 0,
+        }
+    }
 
     /// The tag that matches if a `T` at `linear` lies within the page: that of its last byte.
     #[inline(always)]
@@ -63,13 +81,14 @@ impl Entry {
     /// Host address of `linear`, which must lie in the page.
     #[inline(always)]
     pub const fn host(&self, linear: u64) -> *mut u8 {
-        (linear as usize).wrapping_add(self.addend) as *mut u8
+        self.host
+            .wrapping_add((linear & OFFSET_MASK) as usize) as *mut u8
     }
 
     /// Host address of the page if the fast path may have written to it.
     #[inline]
     pub fn written(&self) -> Option<*mut u8> {
-        (self.write != INVALID).then(|| self.host(self.write))
+        (!is_invalid(self.write)).then_some(self.host as *mut u8)
     }
 
     fn holds(&self, page: u64) -> bool {
@@ -77,15 +96,56 @@ impl Entry {
     }
 }
 
+/// The entries of all sets: those of set `s` begin at index `s * SIZE`.
+pub type Entries = [Entry; SIZE * SETS];
+
+/// Where the entries lie.
+#[derive(Debug)]
+enum Table {
+    Own(Box<Entries>),
+    /// In the memory of an engine; see [`Tlb::within`].
+    Lent(NonNull<Entries>),
+}
+
+impl std::ops::Deref for Table {
+    type Target = Entries;
+
+    #[inline(always)]
+    fn deref(&self) -> &Entries {
+        match self {
+            Self::Own(entries) => entries,
+            // SAFETY: who called `Tlb::within` keeps the entries alive and lets nothing else touch
+            // them while a method of the TLB runs.
+            Self::Lent(entries) => unsafe { entries.as_ref() },
+        }
+    }
+}
+
+impl std::ops::DerefMut for Table {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Entries {
+        match self {
+            Self::Own(entries) => entries,
+            // SAFETY: as in `deref`.
+            Self::Lent(entries) => unsafe { entries.as_mut() },
+        }
+    }
+}
+
+// SAFETY: lent entries belong to one vCPU, which one thread runs at a time.
+unsafe impl Send for Table {}
+
 /// The software TLB of one vCPU.
 #[derive(Debug)]
 pub struct Tlb {
-    entries: Box<[Entry; SIZE * SETS]>,
+    entries: Table,
     /// Where the chosen set begins.
     chosen: usize,
     /// Filled since they were last dropped, by kind: flushes touch these alone.
     global: Vec<u16>,
     non_global: Vec<u16>,
+    /// Whether the translation of each entry is global, a bit each.
+    globals: Box<[u64; SIZE * SETS / 64]>,
     /// Ranges of 4 MiB (modulo 64) of which parts of pages of 2 or 4 MiB are cached.
     large: u64,
     /// Ranges of 1 GiB (modulo 64) of which parts of pages of 1 GiB are cached.
@@ -95,14 +155,34 @@ pub struct Tlb {
 impl Tlb {
     /// An empty TLB.
     pub fn new() -> Self {
-        let entries: Box<[Entry]> = vec![Entry::EMPTY; SIZE * SETS].into();
-        Self {
-            entries: entries
+        let entries: Box<[Entry]> = (0..SIZE * SETS).map(Entry::empty).collect();
+        Self::with(Table::Own(
+            entries
                 .try_into()
                 .expect("the vector was made with this length"),
+        ))
+    }
+
+    /// An empty TLB whose entries lie in memory that generated code looks into.
+    ///
+    /// # Safety
+    /// `entries` outlives the TLB, and nothing writes to it, nor reads it while a method of the TLB
+    /// runs.
+    pub unsafe fn within(entries: NonNull<Entries>) -> Self {
+        let mut tlb = Self::with(Table::Lent(entries));
+        for (index, entry) in tlb.entries.iter_mut().enumerate() {
+            *entry = Entry::empty(index);
+        }
+        tlb
+    }
+
+    fn with(entries: Table) -> Self {
+        Self {
+            entries,
             chosen: 0,
             global: Vec::new(),
             non_global: Vec::new(),
+            globals: Box::new([0; SIZE * SETS / 64]),
             large: 0,
             huge: 0,
         }
@@ -141,13 +221,13 @@ impl Tlb {
         found: &Translation,
     ) {
         let page = linear & !OFFSET_MASK;
-        let addend = (host as usize).wrapping_sub(linear as usize);
+        let host = host as usize & !(OFFSET_MASK as usize);
         let index = set as usize * SIZE + Self::slot(linear);
         let entry = &mut self.entries[index];
-        if !entry.holds(page) || entry.addend != addend {
+        if !entry.holds(page) || entry.host != host {
             *entry = Entry {
-                addend,
-                ..Entry::EMPTY
+                host,
+                ..Entry::empty(index)
             };
         }
         if access == Access::Fetch {
@@ -158,10 +238,13 @@ impl Tlb {
                 entry.write = page;
             }
         }
+        let bit = 1 << (index % 64);
         if found.global {
             self.global.push(index as u16);
+            self.globals[index / 64] |= bit;
         } else {
             self.non_global.push(index as u16);
+            self.globals[index / 64] &= !bit;
         }
         if found.page_size > LARGE {
             self.huge |= Self::range_bit(linear, HUGE);
@@ -182,10 +265,22 @@ impl Tlb {
         }
     }
 
+    /// Whether the translation of `linear` that `set` holds is global.
+    pub fn is_global(&self, set: Set, linear: u64) -> bool {
+        let index = set as usize * SIZE + Self::slot(linear);
+        self.globals[index / 64] & 1 << (index % 64) != 0
+    }
+
+    /// Whether `linear` may lie in a large page of which parts are cached.
+    pub const fn may_be_large(&self, linear: u64) -> bool {
+        self.large & Self::range_bit(linear, LARGE) != 0
+            || self.huge & Self::range_bit(linear, HUGE) != 0
+    }
+
     /// Drops everything.
     pub fn flush_all(&mut self) {
         for index in self.global.drain(..).chain(self.non_global.drain(..)) {
-            self.entries[usize::from(index)] = Entry::EMPTY;
+            self.entries[usize::from(index)] = Entry::empty(usize::from(index));
         }
         self.large = 0;
         self.huge = 0;
@@ -194,7 +289,7 @@ impl Tlb {
     /// Drops everything but global translations.
     pub fn flush_non_global(&mut self) {
         for index in self.non_global.drain(..) {
-            self.entries[usize::from(index)] = Entry::EMPTY;
+            self.entries[usize::from(index)] = Entry::empty(usize::from(index));
         }
     }
 
@@ -207,9 +302,10 @@ impl Tlb {
         }
         let page = linear & !OFFSET_MASK;
         for set in 0..SETS {
-            let entry = &mut self.entries[set * SIZE + Self::slot(linear)];
+            let index = set * SIZE + Self::slot(linear);
+            let entry = &mut self.entries[index];
             if entry.holds(page) {
-                *entry = Entry::EMPTY;
+                *entry = Entry::empty(index);
             }
         }
     }
@@ -221,10 +317,10 @@ impl Tlb {
 
     /// Drops what lies in the `size` bytes from `start` on.
     fn flush_range(&mut self, start: u64, size: u64) {
-        let within = |tag: u64| tag != INVALID && tag.wrapping_sub(start) < size;
-        for entry in self.entries.iter_mut() {
+        let within = |tag: u64| !is_invalid(tag) && tag.wrapping_sub(start) < size;
+        for (index, entry) in self.entries.iter_mut().enumerate() {
             if within(entry.read) || within(entry.write) || within(entry.fetch) {
-                *entry = Entry::EMPTY;
+                *entry = Entry::empty(index);
             }
         }
     }
@@ -233,9 +329,9 @@ impl Tlb {
     /// was one.
     pub fn drop_writes(&mut self, host: *mut u8) -> bool {
         let mut any = false;
-        for entry in self.entries.iter_mut() {
+        for (index, entry) in self.entries.iter_mut().enumerate() {
             if entry.written() == Some(host) {
-                entry.write = INVALID;
+                entry.write = invalid(index);
                 any = true;
             }
         }
@@ -244,9 +340,9 @@ impl Tlb {
 
     /// Drops the right to write through the fast path to every page; tells where those were.
     pub fn drop_all_writes(&mut self, mut dropped: impl FnMut(*mut u8)) {
-        for entry in self.entries.iter_mut() {
+        for (index, entry) in self.entries.iter_mut().enumerate() {
             if let Some(host) = entry.written() {
-                entry.write = INVALID;
+                entry.write = invalid(index);
                 dropped(host);
             }
         }
@@ -335,7 +431,7 @@ mod tests {
         }
         assert!(tlb.drop_writes(host));
         assert!(!tlb.drop_writes(host));
-        assert_eq!(tlb.entry_in(Set::User, 0x1000).write, INVALID);
+        assert_eq!(tlb.entry_in(Set::User, 0x1000).write, invalid(1));
         assert_eq!(tlb.entry_in(Set::User, 0x1000).read, 0x1000);
     }
 }

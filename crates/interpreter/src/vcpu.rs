@@ -15,10 +15,11 @@ use belljar_x86::{CpuState, Event, Exception, Seg, debug};
 /// A vCPU of the interpreter.
 #[derive(Debug)]
 pub struct InterpreterVcpu {
-    core: Core,
+    /// The processor.
+    pub core: Core,
     cache: Cache,
     /// Instructions that may still be executed in this run.
-    remaining: u64,
+    pub remaining: u64,
     /// The link to follow to the next block, or [`NONE`].
     link: u32,
     /// The present instruction raised an exception.
@@ -74,9 +75,9 @@ impl InterpreterVcpu {
         }
     }
 
-    /// Acts on the attention word.
+    /// Acts on the attention word. An exit ends the run.
     #[cold]
-    fn attend(&mut self) -> Option<Exit> {
+    pub fn attend(&mut self) -> Option<Exit> {
         let calls = self.core.calls();
         if calls & Reason::ENGINE.0 != 0 {
             self.core.answer_requests();
@@ -123,9 +124,10 @@ impl InterpreterVcpu {
         None
     }
 
-    /// Executes one instruction with everything that may have to happen before and after it.
+    /// Executes one instruction with everything that may have to happen before and after it: for
+    /// processors that are [`special`](Core::special). An exit ends the run.
     #[cold]
-    fn step(&mut self) -> Option<Exit> {
+    pub fn step(&mut self) -> Option<Exit> {
         self.link = NONE;
         let cpu = &mut self.core.cpu;
         // A debug exception ends HLT, also that of HLT's own trap. SDM 2, HLT.
@@ -210,8 +212,37 @@ impl InterpreterVcpu {
         (self.core.deliver(event) == Flow::TripleFault).then_some(Exit::TripleFault)
     }
 
+    /// Executes at most `limit` instructions, of one block. An exit ends the run.
+    pub fn execute_some(&mut self, limit: u64) -> Option<Exit> {
+        self.link = NONE;
+        let left = match self.find_block() {
+            Ok(id) => self.execute(id, limit),
+            Err(Fault) => self.deliver_fault(),
+        };
+        self.link = NONE;
+        (left == Flow::TripleFault).then_some(Exit::TripleFault)
+    }
+
+    /// Starts a run of at most `budget` instructions.
+    pub fn begin(&mut self, budget: Option<u64>) {
+        self.remaining = budget.unwrap_or(u64::MAX);
+        self.link = NONE;
+        self.core.member.start();
+        self.core.answer_requests();
+        self.core.refresh();
+    }
+
+    /// Ends a run.
+    pub fn end(&mut self) {
+        self.core.sync_flags();
+        // A vCPU that does not run counts as having answered.
+        self.core.answer_requests();
+        self.core.member.stop();
+        self.counts.exits += 1;
+    }
+
     /// Delivers the exception of a fault, with `rip` as it stands.
-    fn deliver_fault(&mut self) -> Flow {
+    pub fn deliver_fault(&mut self) -> Flow {
         self.counts.events += 1;
         self.faulted = true;
         self.link = NONE;
@@ -449,17 +480,9 @@ impl InterpreterVcpu {
 
 impl Vcpu for InterpreterVcpu {
     fn run(&mut self, budget: Option<u64>) -> Exit {
-        self.remaining = budget.unwrap_or(u64::MAX);
-        self.link = NONE;
-        self.core.member.start();
-        self.core.answer_requests();
-        self.core.refresh();
+        self.begin(budget);
         let exit = self.run_until_exit();
-        self.core.sync_flags();
-        // A vCPU that does not run counts as having answered.
-        self.core.answer_requests();
-        self.core.member.stop();
-        self.counts.exits += 1;
+        self.end();
         exit
     }
 

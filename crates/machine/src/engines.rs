@@ -8,7 +8,18 @@ type Probe = fn() -> Result<Arc<dyn Engine>, EngineError>;
 
 /// The engines of this version, the best first, each with what finds out whether this host can run
 /// it.
-const ENGINES: &[(EngineChoice, Probe)] = &[(EngineChoice::Interpreter, interpreter)];
+const ENGINES: &[(EngineChoice, Probe)] = &[
+    (EngineChoice::Translator, translator),
+    (EngineChoice::Interpreter, interpreter),
+];
+
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "the probes of other engines can fail"
+)]
+fn translator() -> Result<Arc<dyn Engine>, EngineError> {
+    Ok(Arc::new(belljar_translator::Translator::new()))
+}
 
 #[expect(
     clippy::unnecessary_wraps,

@@ -1,6 +1,6 @@
 //! Which pages of RAM hold code that an engine has cached, and how often they changed.
 
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// Bit 0 of a page's word: some engine holds code decoded from the page as it is.
 const CACHED: u32 = 1;
@@ -16,12 +16,15 @@ const CACHED: u32 = 1;
 #[derive(Debug)]
 pub struct CodePages {
     words: Box<[AtomicU32]>,
+    /// How often cached code became invalid, over all pages.
+    changes: AtomicU64,
 }
 
 impl CodePages {
     pub(crate) fn new(pages: usize) -> Self {
         Self {
             words: (0..pages).map(|_| AtomicU32::new(0)).collect(),
+            changes: AtomicU64::new(0),
         }
     }
 
@@ -55,11 +58,22 @@ impl CodePages {
         if self.words[page].load(Ordering::SeqCst) & CACHED == 0 {
             return false;
         }
-        self.words[page]
+        let changed = self.words[page]
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |word| {
                 (word & CACHED != 0).then(|| (word & !CACHED).wrapping_add(2))
             })
-            .is_ok()
+            .is_ok();
+        if changed {
+            self.changes.fetch_add(1, Ordering::SeqCst);
+        }
+        changed
+    }
+
+    /// How often cached code became invalid, whatever its page: for engines that look for invalid
+    /// code only when there may be some.
+    #[inline]
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 }
 

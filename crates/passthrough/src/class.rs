@@ -89,6 +89,15 @@ pub(crate) fn uses_mmx(instruction: &Instruction) -> bool {
     instruction.code() == Code::Emms || any_register(instruction, Register::is_mm)
 }
 
+/// The unit of an instruction that is innocuous and that the host has, or nothing.
+pub fn innocuous(instruction: &Instruction) -> Option<Unit> {
+    match unit(instruction)? {
+        _ if crate::host::supports(instruction) != Some(true) => None,
+        Unit::Integer if instruction.encoding() == EncodingKind::VEX => Some(Unit::IntegerVex),
+        unit => Some(unit),
+    }
+}
+
 /// The unit of an innocuous instruction, or nothing.
 pub(crate) fn unit(instruction: &Instruction) -> Option<Unit> {
     if instruction.has_lock_prefix() || excluded(instruction.mnemonic()) {

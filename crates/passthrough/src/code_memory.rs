@@ -18,7 +18,7 @@ const ENTRY_ALIGNMENT: usize = 32;
 /// they used, after a control transfer (SDM 3A 12.1.3 asks for the same address only to catch code
 /// already in the pipeline); new code is always reached by an indirect call.
 #[derive(Debug)]
-pub(crate) struct CodeMemory {
+pub struct CodeMemory {
     writable: *mut u8,
     executable: *const u8,
     size: usize,
@@ -44,7 +44,10 @@ fn map(fd: &OwnedFd, size: usize, protection: ProtFlags) -> Result<*mut u8, Errn
 
 impl CodeMemory {
     /// Room for `size` bytes.
-    pub(crate) fn new(size: usize) -> Result<Self, Error> {
+    ///
+    /// # Errors
+    /// If the size is not a possible one, or the host gives no memory.
+    pub fn new(size: usize) -> Result<Self, Error> {
         if !(SMALLEST..=LARGEST).contains(&size) {
             return Err(Error::BadCapacity(size));
         }
@@ -64,7 +67,7 @@ impl CodeMemory {
     }
 
     /// Appends `code`; gives its offset, or nothing if there is no room.
-    pub(crate) fn append(&mut self, code: &[u8]) -> Option<u32> {
+    pub fn append(&mut self, code: &[u8]) -> Option<u32> {
         let start = self.used.next_multiple_of(ENTRY_ALIGNMENT);
         let end = start.checked_add(code.len())?;
         if end > self.size {
@@ -78,24 +81,43 @@ impl CodeMemory {
         u32::try_from(start).ok()
     }
 
+    /// Where the next code that [`append`](Self::append) takes will begin.
+    pub fn next(&self) -> u32 {
+        self.used.next_multiple_of(ENTRY_ALIGNMENT) as u32
+    }
+
+    /// Changes code that was appended, at `offset`. Nothing happens if the range is not one.
+    pub fn patch(&mut self, offset: u32, code: &[u8]) {
+        let start = offset as usize;
+        if start
+            .checked_add(code.len())
+            .is_none_or(|end| end > self.used)
+        {
+            return;
+        }
+        // SAFETY: the range lies within what was appended. Who holds the only `&mut` runs no code of
+        // it meanwhile.
+        unsafe { ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(start), code.len()) };
+    }
+
     /// Forgets everything from `offset` on.
-    pub(crate) fn truncate(&mut self, offset: u32) {
+    pub fn truncate(&mut self, offset: u32) {
         self.used = self.used.min(offset as usize);
     }
 
     /// Bytes in use.
-    pub(crate) fn used(&self) -> u32 {
+    pub fn used(&self) -> u32 {
         self.used as u32
     }
 
     /// Where the bytes execute.
     #[inline]
-    pub(crate) fn start(&self) -> *const u8 {
+    pub fn start(&self) -> *const u8 {
         self.executable
     }
 
     /// Size in bytes.
-    pub(crate) fn size(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.size
     }
 }

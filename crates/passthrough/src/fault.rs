@@ -2,7 +2,8 @@
 //!
 //! A guest instruction that faults in a stub becomes a signal of the host. The handler looks
 //! whether the program counter lies in a registered range of code; if so it moves it to that
-//! range's recovery code, with one more than the processor's exception vector in RAX, and returns.
+//! range's recovery code, with one more than the processor's exception vector in RAX and the old
+//! program counter in R10, and returns.
 //! Recovery runs with the vector state as the fault left it, the flags of MXCSR included.
 //! Everything else goes to the handler that was there before.
 
@@ -14,9 +15,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{io, mem, ptr};
 
 /// Offset of the recovery code for all faults but #XM from the beginning of a range of code.
-pub(crate) const RECOVERY: usize = 16;
+pub const RECOVERY: usize = 16;
 /// Offset of the recovery code for #XM: it saves MXCSR and goes on into the other one.
-pub(crate) const SIMD_RECOVERY: usize = 0;
+pub const SIMD_RECOVERY: usize = 0;
 
 /// Exception vectors as the kernel reports them.
 mod vector {
@@ -53,11 +54,15 @@ static PREVIOUS: OnceLock<[sigaction; SIGNALS.len()]> = OnceLock::new();
 
 /// A registered range of code. Dropping it takes it off the register.
 #[derive(Debug)]
-pub(crate) struct Registration(usize);
+pub struct Registration(usize);
 
 impl Registration {
-    /// Registers `start..start + size`, which begins with the recovery code.
-    pub(crate) fn new(start: usize, size: usize) -> Result<Self, Error> {
+    /// Registers `start..start + size`, which begins with the recovery code: what continues at
+    /// [`SIMD_RECOVERY`] after #XM, and at [`RECOVERY`] after every other fault.
+    ///
+    /// # Errors
+    /// If the host refuses the signal handlers, or too many ranges are registered.
+    pub fn new(start: usize, size: usize) -> Result<Self, Error> {
         install()?;
         for (index, range) in RANGES.iter().enumerate() {
             let claim = range
@@ -193,6 +198,7 @@ fn recover(info: &siginfo_t, context: &mut ucontext_t) -> bool {
     };
     // Not 0, which is what a stub returns without a fault.
     registers[libc::REG_RAX as usize] = trap + 1;
+    registers[libc::REG_R10 as usize] = registers[libc::REG_RIP as usize];
     registers[libc::REG_RIP as usize] = (start + recovery) as i64;
     true
 }

@@ -11,13 +11,13 @@ pub(crate) fn is_amd() -> bool {
 }
 
 /// Whether the host has AVX.
-pub(crate) fn has_avx() -> bool {
+pub fn has_avx() -> bool {
     detected!("avx")
 }
 
 /// Whether the host has the parts of AVX-512 that every server processor has; with less it counts
 /// as having none.
-pub(crate) fn has_avx512() -> bool {
+pub fn has_avx512() -> bool {
     detected!("avx512f")
         && detected!("avx512bw")
         && detected!("avx512dq")

@@ -25,12 +25,12 @@
 //! 4. After an x87 instruction without exception: [`Stub::record_x87_pointers`].
 
 mod class;
-mod code_memory;
+pub mod code_memory;
 mod compile;
 mod elements;
 mod emit;
 mod error;
-mod fault;
+pub mod fault;
 mod host;
 mod masked;
 mod memory;
@@ -38,7 +38,9 @@ mod registers;
 mod stub;
 mod stubs;
 
+pub use class::innocuous;
 pub use error::{CompileError, Error};
+pub use host::{has_avx, has_avx512};
 pub use memory::{Memory, OperandMemory};
 pub use stub::{Stub, Unit};
 pub use stubs::Stubs;

@@ -90,10 +90,7 @@ pub fn op(
         amd: core.vendor == Vendor::Amd,
     };
     lowering.memory_operand();
-    if lowering.amd && is_prefetch_of_register(ins) {
-        return Ok((lowering.op, true));
-    }
-    if !is_always_there(ins) && !core.model.allows(ins.cpuid_features()) {
+    if !exists(core, ins) {
         return Ok((lowering.op, true));
     }
     let choice = match general::choose(&mut lowering).or_else(|| privileged::choose(&mut lowering))
@@ -111,6 +108,12 @@ pub fn op(
         op.disp = cache.new_link() as i32;
     }
     Ok((op, ends))
+}
+
+/// Whether the processor has the instruction.
+pub fn exists(core: &Core, ins: &Instruction) -> bool {
+    let undefined = core.vendor == Vendor::Amd && is_prefetch_of_register(ins);
+    !undefined && (is_always_there(ins) || core.model.allows(ins.cpuid_features()))
 }
 
 /// Instructions that older processors take for others (mostly no operation), so that no feature is

@@ -8,6 +8,7 @@ use crate::cache::{Block, Cache, Key, Source};
 use crate::handlers::system;
 use crate::mmu::CodePage;
 use crate::op::Handler;
+pub use lower::exists;
 use crate::processor::Core;
 use belljar_memory::PAGE_SIZE;
 use belljar_x86::syscall::Vendor;
@@ -86,7 +87,7 @@ pub fn block(core: &mut Core, cache: &mut Cache, key: &Key, page: CodePage) -> R
 }
 
 /// Tells everybody that code of a page is about to be cached. `None` if it is not RAM.
-fn mark(core: &mut Core, page: CodePage) -> Option<Source> {
+pub fn mark(core: &mut Core, page: CodePage) -> Option<Source> {
     let CodePage::Ram(page) = page else {
         return None;
     };
@@ -106,7 +107,8 @@ fn mark(core: &mut Core, page: CodePage) -> Option<Source> {
     })
 }
 
-fn decoder<'a>(core: &Core, key: &Key, bytes: &'a [u8]) -> Decoder<'a> {
+/// A decoder of code at `rip` for the processor as it stands.
+pub fn decoder<'a>(core: &Core, rip: u64, bytes: &'a [u8]) -> Decoder<'a> {
     let bits = core.cpu.code_bits();
     let mut options = DecoderOptions::NONE;
     if core.vendor == Vendor::Amd {
@@ -122,12 +124,12 @@ fn decoder<'a>(core: &Core, key: &Key, bytes: &'a [u8]) -> Decoder<'a> {
             options |= option;
         }
     }
-    Decoder::with_ip(bits, bytes, key.rip, options)
+    Decoder::with_ip(bits, bytes, rip, options)
 }
 
 /// Whether the first instruction does not end within `bytes`, which reach to the end of the page.
 fn reaches_end(core: &Core, key: &Key, bytes: &[u8]) -> bool {
-    let mut decoder = decoder(core, key, bytes);
+    let mut decoder = decoder(core, key.rip, bytes);
     let _ = decoder.decode();
     decoder.last_error() == DecoderError::NoMoreBytes && !is_short_undefined(core, bytes)
 }
@@ -154,7 +156,7 @@ fn run(
     bytes: &[u8],
     most: usize,
 ) -> Result<usize, Stop> {
-    let mut decoder = decoder(core, key, bytes);
+    let mut decoder = decoder(core, key.rip, bytes);
     let mut instruction = Instruction::default();
     for number in 0..most {
         let offset = decoder.position();

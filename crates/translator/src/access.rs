@@ -1,0 +1,174 @@
+//! Memory operands: their address, and the check against the TLB that turns it into one of the
+//! host.
+//!
+//! The address is computed into R10. The TLB's entry for it is found by the page number; the
+//! entry's tag is subtracted, which leaves the offset within the page if the entry is the page's
+//! and something larger if not, so one comparison finds a wrong entry and an operand that leaves
+//! the page alike. What misses fills the TLB and tries again, or is left to the interpreter: a page
+//! that is not RAM, that holds code, or that faults, and an operand that lies in two pages.
+
+use crate::asm::{self, Alu, Cond, Mem, R10, RAX, env, env_at};
+use crate::block::{Block, Rare};
+use crate::env::Env;
+use crate::registers::{self, Place};
+use belljar_interpreter::tlb::{self, Entry};
+use iced_x86::{Instruction, OpAccess, OpKind, Register};
+use std::mem::offset_of;
+
+/// Bits by which an address is shifted so that its page number counts entries.
+const SHIFT: u8 = 12 - size_of::<Entry>().trailing_zeros() as u8;
+/// The mask of an entry's offset in its set.
+const MASK: i32 = ((tlb::SIZE - 1) * size_of::<Entry>()) as i32;
+const HOST: usize = offset_of!(Entry, host);
+
+/// The memory operand of an instruction.
+#[derive(Clone, Copy, Debug)]
+pub enum Address {
+    /// A constant.
+    Constant(u64),
+    /// In R10.
+    Computed,
+}
+
+/// The number of the operand that ModRM says is memory.
+pub fn memory_operand(ins: &Instruction) -> Option<u32> {
+    (0..ins.op_count()).find(|&n| ins.op_kind(n) == OpKind::Memory)
+}
+
+impl Block<'_> {
+    /// Makes R10 the host's address of the instruction's memory operand of `size` bytes. The flags
+    /// that matter are in the environment or the host's. Changes RAX.
+    pub fn access(&mut self, size: usize, write: bool) {
+        let guest = *self.guest();
+        self.spare_flags(guest.live);
+        let address = self.address(&guest.ins);
+        self.check(address, size, write);
+    }
+
+    /// Computes the linear address of the instruction's memory operand.
+    fn address(&mut self, ins: &Instruction) -> Address {
+        let segment = match ins.memory_segment() {
+            Register::FS => Some(false),
+            Register::GS => Some(true),
+            _ => None,
+        };
+        let constant = self.effective_address(ins, R10, true);
+        let Some(gs) = segment else {
+            return constant.map_or(Address::Computed, Address::Constant);
+        };
+        if let Some(value) = constant {
+            self.asm.mov_imm(R10, value);
+        }
+        self.asm.alu_mem(Alu::Add, true, R10, Env::base(gs));
+        Address::Computed
+    }
+
+    /// Computes the effective address into `to`, unless it is a constant, which is given; its low 32
+    /// bits if not `wide`. Changes RAX and R10, not the flags.
+    pub fn effective_address(
+        &mut self,
+        ins: &Instruction,
+        to: asm::Reg,
+        wide: bool,
+    ) -> Option<u64> {
+        let base = ins.memory_base();
+        let index = ins.memory_index();
+        if base.is_ip() || base == Register::None && index == Register::None {
+            // The decoder gives the address that is meant.
+            return Some(match base {
+                Register::EIP => ins.memory_displacement64() & 0xffff_ffff,
+                _ => ins.memory_displacement64(),
+            });
+        }
+        let wide = wide && (base.size() == 8 || base == Register::None && index.size() == 8);
+        let address = Mem {
+            env: false,
+            base: (base != Register::None).then(|| self.address_register(base, R10)),
+            index: (index != Register::None).then(|| {
+                let scale = ins.memory_index_scale().trailing_zeros() as u8;
+                (self.address_register(index, RAX), scale)
+            }),
+            disp: ins.memory_displacement64() as i32,
+        };
+        match (address.base, address.index) {
+            (Some(base), None) if wide && address.disp == 0 => {
+                if base != to {
+                    self.asm.mov(to, base);
+                }
+            }
+            _ => self.asm.lea(wide, to, address),
+        }
+        None
+    }
+
+    /// A register that holds the guest's `register`: `scratch` if it has none of its own.
+    fn address_register(&mut self, register: Register, scratch: asm::Reg) -> asm::Reg {
+        let number = registers::number(register);
+        match registers::place(number) {
+            Place::Host(host) => host,
+            Place::Memory => {
+                self.asm.load(scratch, Env::gpr(number));
+                scratch
+            }
+        }
+    }
+
+    /// Turns an address into one of the host, in R10. Changes RAX and the flags.
+    pub fn check(&mut self, address: Address, size: usize, write: bool) {
+        let set = self.mode.set() as usize;
+        let tag = Env::tlb_field(
+            set,
+            if write {
+                offset_of!(Entry, write)
+            } else {
+                offset_of!(Entry, read)
+            },
+        );
+        let host = Env::tlb_field(set, HOST);
+        let retry = self.asm.label();
+        let (tag, host) = match address {
+            Address::Constant(value) => {
+                self.asm.mov_imm(R10, value);
+                self.asm.bind(retry);
+                let slot = (value >> 12) as usize % tlb::SIZE * size_of::<Entry>();
+                (env(tag + slot), env(host + slot))
+            }
+            Address::Computed => {
+                self.asm.bind(retry);
+                self.asm.mov32(RAX, R10);
+                self.asm.shr32(RAX, SHIFT);
+                self.asm.alu_imm(Alu::And, false, RAX, MASK);
+                (env_at(RAX, tag), env_at(RAX, host))
+            }
+        };
+        self.asm.alu_mem(Alu::Sub, true, R10, tag);
+        self.asm
+            .alu_imm(Alu::Cmp, true, R10, 4096 - size as i32);
+        let label = self.asm.label();
+        self.asm.jcc(Cond::A, label);
+        self.asm.alu_mem(Alu::Add, true, R10, host);
+        let site = self.site();
+        self.rare.push(Rare::Miss {
+            label,
+            retry,
+            site,
+            size,
+            write,
+            tag,
+        });
+    }
+
+    /// Whether the instruction writes to its memory operand.
+    pub fn writes_memory(&mut self) -> bool {
+        let ins = self.guest().ins;
+        if ins.op0_kind() != OpKind::Memory {
+            return false;
+        }
+        let options = iced_x86::InstructionInfoOptions::NO_MEMORY_USAGE
+            | iced_x86::InstructionInfoOptions::NO_REGISTER_USAGE;
+        !matches!(
+            self.info.info_options(&ins, options).op0_access(),
+            OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess
+        )
+    }
+}

@@ -1,0 +1,503 @@
+//! From a run of guest instructions to a block of host code.
+//!
+//! The code of a block, in order:
+//!
+//! ```text
+//! poll:        [save the flags]             for jumps backward
+//! poll_saved:  look at the attention word   the same, the flags are in the environment
+//! saved:       [load the flags]             the flags are in the environment
+//! host:        the instructions
+//!              what is rare: TLB misses, side exits
+//! ```
+//!
+//! The bracketed parts are there if an instruction of the block may read flags that it did not
+//! write.
+
+use crate::asm::{self, Alu, Asm, Cond, Label, R10, RAX, at, env_at};
+use crate::env::Env;
+use crate::exit::Exit;
+use crate::flags::{self, Effect, Flags};
+use crate::mode::Mode;
+use crate::stubs::Stubs;
+use crate::tables::{Cell, Entry, Link, Loc, Site, Tables};
+use belljar_passthrough::Unit;
+use iced_x86::{Instruction, InstructionInfoFactory};
+
+/// The most instructions of a block.
+pub const MOST: usize = 64;
+
+/// One instruction of the guest.
+#[derive(Clone, Copy, Debug)]
+pub struct Guest {
+    /// Decoded.
+    pub ins: Instruction,
+    /// Its first byte, counted from the start of the block's bytes.
+    pub offset: usize,
+    /// How it is translated.
+    pub kind: Kind,
+    /// What it does to the flags.
+    pub effect: Effect,
+    /// Flags that matter before it.
+    pub live: Flags,
+}
+
+/// How an instruction is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Written anew with its operands redirected.
+    Innocuous(Unit),
+    /// No operation.
+    Nothing,
+    /// LEA.
+    Lea,
+    /// By hand; the block goes on.
+    Special,
+    /// A conditional jump: the block goes on where it is not taken.
+    Branch,
+    /// By hand; the block ends.
+    Transfer,
+    /// By the interpreter; the block ends before it.
+    Interpreted,
+}
+
+/// Where a block's entries and its end lie in code memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// See [`Entry::Host`].
+    pub host: u32,
+    /// See [`Entry::Poll`].
+    pub poll: u32,
+    /// See [`Entry::PollSaved`].
+    pub poll_saved: u32,
+    /// See [`Entry::Saved`].
+    pub saved: u32,
+}
+
+impl Layout {
+    /// Where an entry lies.
+    pub const fn entry(&self, entry: Entry) -> u32 {
+        match entry {
+            Entry::Host => self.host,
+            Entry::Poll => self.poll,
+            Entry::PollSaved => self.poll_saved,
+            Entry::Saved => self.saved,
+        }
+    }
+}
+
+/// Code that is written behind the block.
+#[derive(Debug)]
+pub enum Rare {
+    /// An access missed the TLB.
+    Miss {
+        label: Label,
+        retry: Label,
+        site: u32,
+        size: usize,
+        write: bool,
+        /// The TLB's tag that was subtracted from the address in R10.
+        tag: asm::Mem,
+    },
+    /// A direct jump.
+    Jump {
+        label: Label,
+        target: u64,
+        loc: Loc,
+        /// Where the displacement of a jump to `label` lies, which can lead to the target itself.
+        patch: Option<u32>,
+        /// Instructions of the block that are not executed.
+        skipped: u8,
+        /// Whether it leads backward.
+        backward: bool,
+    },
+    /// An indirect jump, to what is in RAX, missed the jump cache.
+    Indirect { label: Label },
+    /// The environment says where to go; the flags are in the environment.
+    Leave { label: Label, exit: Exit },
+}
+
+/// A block under translation.
+#[derive(Debug)]
+pub struct Block<'a> {
+    pub asm: &'a mut Asm,
+    pub tables: &'a mut Tables,
+    pub info: &'a mut InstructionInfoFactory,
+    pub stubs: &'a Stubs,
+    pub mode: Mode,
+    /// Address of the first instruction.
+    pub rip: u64,
+    pub guests: &'a [Guest],
+    pub bytes: &'a [u8],
+    /// The instruction under translation.
+    pub now: usize,
+    /// Where the flags are.
+    pub loc: Loc,
+    /// Whether the host's vector registers are the guest's.
+    pub vector: bool,
+    pub rare: Vec<Rare>,
+}
+
+impl Block<'_> {
+    /// Translates the block. `next` is the address behind its last instruction.
+    pub fn translate(mut self, next: u64) -> Layout {
+        let layout = self.entries();
+        let mut open = true;
+        for now in 0..self.guests.len() {
+            self.now = now;
+            open = self.instruction();
+            if !open {
+                break;
+            }
+        }
+        if open {
+            self.now = self.guests.len();
+            self.jump(next);
+        }
+        self.write_rare();
+        layout
+    }
+
+    /// Whether flags from before the block matter.
+    fn reads_flags(&self) -> bool {
+        self.guests.first().is_none_or(|first| first.live != 0)
+    }
+
+    fn entries(&mut self) -> Layout {
+        let reads = self.reads_flags();
+        if self.mode.counting() {
+            return self.counting_entries(reads);
+        }
+        let poll = self.asm.here();
+        if reads {
+            self.save_flags();
+        }
+        let poll_saved = self.asm.here();
+        let label = self.poll(RAX);
+        self.loc = if reads { Loc::Saved } else { Loc::Dead };
+        let site = self.site();
+        self.rare.push(Rare::Leave {
+            label,
+            exit: Exit::Poll(site),
+        });
+        let saved = self.asm.here();
+        if reads {
+            self.load_flags();
+        }
+        let host = self.asm.here();
+        self.loc = if reads { Loc::Host } else { Loc::Dead };
+        Layout {
+            host,
+            poll,
+            poll_saved,
+            saved,
+        }
+    }
+
+    /// Counting code looks at the attention word and the budget at every entry.
+    fn counting_entries(&mut self, reads: bool) -> Layout {
+        let host = self.asm.here();
+        if reads {
+            self.save_flags();
+        }
+        let saved = self.asm.here();
+        self.loc = if reads { Loc::Saved } else { Loc::Dead };
+        let label = self.poll(RAX);
+        let site = self.site();
+        self.rare.push(Rare::Leave {
+            label,
+            exit: Exit::Poll(site),
+        });
+        let label = self.asm.label();
+        self.asm.load(RAX, Env::budget());
+        self.asm.alu_imm(Alu::Sub, true, RAX, self.guests.len() as i32);
+        self.asm.jcc(Cond::S, label);
+        self.asm.store(Env::budget(), RAX);
+        self.rare.push(Rare::Leave {
+            label,
+            exit: Exit::Budget(site),
+        });
+        Layout {
+            host,
+            poll: host,
+            poll_saved: saved,
+            saved,
+        }
+    }
+
+    /// Looks at the attention word; changes the flags. Jumps to the label if there is something.
+    pub fn poll(&mut self, scratch: asm::Reg) -> Label {
+        let label = self.asm.label();
+        self.asm.load(scratch, Env::attention());
+        self.asm.load32(scratch, at(scratch, 0));
+        self.asm.mem(false, &[0x85], scratch, Env::heeded()); // test
+        self.asm.jcc(Cond::NE, label);
+        label
+    }
+
+    /// Translates the present instruction; tells whether the block goes on.
+    fn instruction(&mut self) -> bool {
+        let done = match self.guest().kind {
+            Kind::Innocuous(unit) => self.innocuous(unit),
+            Kind::Nothing => true,
+            Kind::Lea => self.lea(),
+            Kind::Special => {
+                self.special();
+                true
+            }
+            Kind::Branch => {
+                self.branch();
+                true
+            }
+            Kind::Transfer => {
+                self.transfer();
+                return false;
+            }
+            Kind::Interpreted => false,
+        };
+        if !done {
+            self.interpret();
+        }
+        done
+    }
+
+    // The present instruction.
+
+    /// The instruction under translation.
+    pub fn guest(&self) -> &Guest {
+        &self.guests[self.now]
+    }
+
+    /// Address of the instruction under translation.
+    pub fn guest_rip(&self) -> u64 {
+        match self.guests.get(self.now) {
+            Some(guest) => self.rip.wrapping_add(guest.offset as u64),
+            None => self.rip,
+        }
+    }
+
+    /// A site at the instruction under translation.
+    pub fn site(&mut self) -> u32 {
+        self.tables.site(Site {
+            rip: self.guest_rip(),
+            flags: self.loc,
+            uncounted: (self.guests.len() - self.now) as u8,
+        })
+    }
+
+    // Flags.
+
+    /// The host's flags to the environment.
+    pub fn save_flags(&mut self) {
+        self.asm.flags_to_ax();
+        self.asm.store32(Env::flags(), RAX);
+    }
+
+    fn load_flags(&mut self) {
+        self.asm.load32(RAX, Env::flags());
+        self.asm.ax_to_flags();
+    }
+
+    /// Makes the flags that matter at `live` outlast a change of the host's flags. Changes RAX.
+    pub fn spare_flags(&mut self, live: Flags) {
+        if live == 0 {
+            self.loc = match self.loc {
+                Loc::Saved | Loc::Both => Loc::Saved,
+                _ => Loc::Dead,
+            };
+            return;
+        }
+        if self.loc == Loc::Host {
+            self.save_flags();
+        }
+        self.loc = Loc::Saved;
+    }
+
+    /// Makes the host's flags the guest's if any of `live` matter. Changes RAX.
+    pub fn need_flags(&mut self, live: Flags) {
+        if live != 0 && self.loc == Loc::Saved {
+            self.load_flags();
+            self.loc = Loc::Both;
+        }
+    }
+
+    /// Before an instruction that the host executes: its flags are there.
+    pub fn flags_in(&mut self) {
+        let guest = self.guests[self.now];
+        if guest.effect.touches() {
+            self.need_flags(guest.live);
+        }
+    }
+
+    /// After it: the flags are what it made of them.
+    pub fn flags_out(&mut self) {
+        if self.guest().effect.kills != 0 || self.guest().effect.reads == flags::ALL {
+            self.loc = Loc::Host;
+        }
+    }
+
+    // Leaving.
+
+    /// Leaves for the interpreter, which executes the instruction under translation.
+    pub fn interpret(&mut self) {
+        let site = self.site();
+        self.asm
+            .store_imm32(Env::exit(), Exit::Fallback(site).encode());
+        let stub = match self.loc {
+            Loc::Host | Loc::Both => self.stubs.exit_host,
+            Loc::Saved | Loc::Dead => self.stubs.exit_saved,
+        };
+        self.asm.jmp_to(stub);
+    }
+
+    /// Jumps to a target that is known, at the end of the block.
+    pub fn jump(&mut self, target: u64) {
+        let label = self.asm.label();
+        let backward = target <= self.guest_rip();
+        self.asm.jmp(label);
+        let patch = self.is_near(target).then(|| self.asm.here() - 4);
+        self.rare.push(Rare::Jump {
+            label,
+            target,
+            loc: self.loc,
+            patch,
+            skipped: 0,
+            backward,
+        });
+    }
+
+    /// Jumps to a target that is known on a condition. The flags are the host's.
+    pub fn jump_if(&mut self, cond: Cond, target: u64) {
+        let label = self.asm.label();
+        self.asm.jcc(cond, label);
+        let skipped = (self.guests.len() - self.now - 1) as u8;
+        let direct = !(self.mode.counting() && skipped != 0) && self.is_near(target);
+        self.rare.push(Rare::Jump {
+            label,
+            target,
+            loc: self.loc,
+            patch: direct.then(|| self.asm.here() - 4),
+            skipped,
+            backward: target <= self.guest_rip(),
+        });
+    }
+
+    /// Whether a target lies in the block's page.
+    fn is_near(&self, target: u64) -> bool {
+        target >> 12 == self.rip >> 12
+    }
+
+    /// Jumps to the address in RAX through the jump cache. The flags are in the environment.
+    pub fn dispatch(&mut self) {
+        let label = self.poll(R10);
+        let cache = self.mode.space() as usize;
+        self.asm.mov32(R10, RAX);
+        self.asm
+            .alu_imm(Alu::And, false, R10, crate::env::JUMPS as i32 - 1);
+        let entry = |offset| asm::Mem {
+            base: None,
+            index: Some((R10, 3)),
+            ..env_at(R10, offset)
+        };
+        self.asm
+            .alu_mem(Alu::Cmp, true, RAX, entry(Env::jump_keys_at(cache)));
+        self.asm.jcc(Cond::NE, label);
+        self.asm.jmp_mem(entry(Env::jump_targets_at(cache)));
+        self.rare.push(Rare::Indirect { label });
+    }
+
+    // What is rare.
+
+    fn write_rare(&mut self) {
+        for rare in std::mem::take(&mut self.rare) {
+            match rare {
+                Rare::Miss {
+                    label,
+                    retry,
+                    site,
+                    size,
+                    write,
+                    tag,
+                } => {
+                    self.asm.bind(label);
+                    self.asm.alu_mem(Alu::Add, true, R10, tag);
+                    self.asm.store_imm32(Env::site(), site);
+                    self.asm.mov_imm(RAX, size as u64);
+                    self.asm.call_to(if write {
+                        self.stubs.refill_write
+                    } else {
+                        self.stubs.refill_read
+                    });
+                    self.asm.jmp(retry);
+                }
+                Rare::Indirect { label } => {
+                    self.asm.bind(label);
+                    self.asm.store(Env::target(), RAX);
+                    self.asm
+                        .store_imm32(Env::exit(), Exit::Indirect.encode());
+                    self.asm.jmp_to(self.stubs.exit_saved);
+                }
+                Rare::Leave { label, exit } => {
+                    self.asm.bind(label);
+                    self.asm.store_imm32(Env::exit(), exit.encode());
+                    self.asm.jmp_to(self.stubs.exit_saved);
+                }
+                Rare::Jump {
+                    label,
+                    target,
+                    loc,
+                    patch,
+                    skipped,
+                    backward,
+                } => {
+                    self.asm.bind(label);
+                    self.write_jump(target, loc, patch, skipped, backward);
+                }
+            }
+        }
+    }
+
+    fn write_jump(
+        &mut self,
+        target: u64,
+        loc: Loc,
+        patch: Option<u32>,
+        skipped: u8,
+        backward: bool,
+    ) {
+        if self.mode.counting() && skipped != 0 {
+            self.asm.load(RAX, Env::budget());
+            self.asm.lea(true, RAX, at(RAX, i32::from(skipped)));
+            self.asm.store(Env::budget(), RAX);
+        }
+        let entry = match loc {
+            Loc::Saved if backward => Entry::PollSaved,
+            Loc::Saved => Entry::Saved,
+            _ if backward => Entry::Poll,
+            _ => Entry::Host,
+        };
+        let saved = loc == Loc::Saved;
+        if let Some(patch) = patch {
+            let link = self.tables.link(Link {
+                patch,
+                target,
+                entry,
+            });
+            self.asm
+                .store_imm32(Env::exit(), Exit::Link(link).encode());
+            self.asm.jmp_to(if saved {
+                self.stubs.exit_saved
+            } else {
+                self.stubs.exit_host
+            });
+            return;
+        }
+        let cell = self.tables.cell(Cell {
+            target,
+            mode: self.mode,
+            entry,
+        });
+        self.asm
+            .mov_imm(RAX, u64::from(Exit::Cell(cell).encode()));
+        self.asm.jmp_mem(Env::cell(cell));
+    }
+}

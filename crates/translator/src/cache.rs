@@ -1,0 +1,427 @@
+//! The blocks of one vCPU: where they lie, by what they are found, when they end.
+
+use crate::asm::Asm;
+use crate::block::{Block, Guest, Layout, Rare};
+use crate::env::{CELLS, Env, JUMPS, NO_KEY};
+use crate::mode::{Mode, Space};
+use crate::scan::scan;
+use crate::stubs::{self, Stubs};
+use crate::tables::{Cell, Entry, Loc, Tables};
+use belljar_interpreter::Source;
+use belljar_interpreter::mmu::{CodePage, Flushes};
+use belljar_interpreter::processor::Core;
+use belljar_memory::{CodePages, PAGE_SIZE};
+use belljar_passthrough::Error;
+use belljar_passthrough::code_memory::CodeMemory;
+use belljar_passthrough::fault::Registration;
+use belljar_x86::Exception;
+use iced_x86::InstructionInfoFactory;
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
+
+/// The most bytes that a block's code may take.
+const LARGEST_BLOCK: usize = 64 << 10;
+/// The longest instruction. SDM 2A, 2.3.11.
+const LONGEST: usize = 15;
+
+/// What a block is found by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    rip: u64,
+    mode: Mode,
+    page: u32,
+}
+
+/// A hasher for few integers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mixer(u64);
+
+impl Hasher for Mixer {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(u64::from(byte));
+        }
+    }
+
+    fn write_u8(&mut self, value: u8) {
+        self.write_u64(u64::from(value));
+    }
+
+    fn write_u32(&mut self, value: u32) {
+        self.write_u64(u64::from(value));
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        let mixed = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ mixed >> 32;
+    }
+}
+
+type Map<K, V> = HashMap<K, V, BuildHasherDefault<Mixer>>;
+type Set<K> = HashSet<K, BuildHasherDefault<Mixer>>;
+
+/// A translated block.
+#[derive(Clone, Copy, Debug)]
+pub struct Translated {
+    layout: Layout,
+    /// The pages that its bytes lie in.
+    sources: [Source; 2],
+}
+
+/// A page that code was translated from.
+#[derive(Debug)]
+struct Page {
+    generation: u32,
+    blocks: Vec<Key>,
+}
+
+/// Counters of the cache.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// Blocks translated.
+    pub translations: u64,
+    /// Instructions translated.
+    pub translated: u64,
+    /// Bytes of code written.
+    pub bytes: u64,
+    /// Pages whose blocks were dropped because they changed.
+    pub invalidations: u64,
+    /// How often everything was dropped.
+    pub evictions: u64,
+    /// How often jump caches and cells were emptied.
+    pub jump_flushes: u64,
+}
+
+/// The translated code of one vCPU.
+#[derive(Debug)]
+pub struct Cache {
+    // Dropped before the memory, so that the fault handler never knows a range that is gone.
+    _registration: Registration,
+    memory: CodeMemory,
+    /// The code that all blocks share.
+    pub stubs: Stubs,
+    stubs_end: u32,
+    /// What the code refers to by number.
+    pub tables: Tables,
+    blocks: Map<Key, Translated>,
+    pages: Map<u32, Page>,
+    /// [`CodePages::changes`] when the pages were last looked at.
+    seen: u64,
+    /// Pages of guest-virtual addresses that jump caches or cells lead to.
+    led_to: Set<u64>,
+    /// Jump caches with entries that are not global.
+    local_caches: [bool; 3],
+    /// Cells that lead somewhere.
+    filled: Vec<u32>,
+    /// Those of them that are not global.
+    local: Vec<u32>,
+    asm: Asm,
+    info: InstructionInfoFactory,
+    guests: Vec<Guest>,
+    rare: Vec<Rare>,
+    /// What happened.
+    pub counts: Counts,
+}
+
+/// Where to go on.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    /// The block.
+    pub block: Translated,
+    /// Whether its page is mapped globally.
+    pub global: bool,
+}
+
+impl Cache {
+    /// An empty cache with `size` bytes of code memory.
+    ///
+    /// # Errors
+    /// If the host gives no memory or refuses the signal handlers.
+    pub fn new(size: usize) -> Result<Self, Error> {
+        let mut memory = CodeMemory::new(size)?;
+        let stubs = stubs::write(&mut memory).ok_or(Error::BadCapacity(size))?;
+        Ok(Self {
+            _registration: Registration::new(memory.start() as usize, memory.size())?,
+            stubs,
+            stubs_end: memory.used(),
+            memory,
+            tables: Tables::default(),
+            blocks: Map::default(),
+            pages: Map::default(),
+            seen: 0,
+            led_to: Set::default(),
+            local_caches: [false; 3],
+            filled: Vec::new(),
+            local: Vec::new(),
+            asm: Asm::default(),
+            info: InstructionInfoFactory::new(),
+            guests: Vec::new(),
+            rare: Vec::new(),
+            counts: Counts::default(),
+        })
+    }
+
+    /// Address of an offset of code memory.
+    pub fn address(&self, offset: u32) -> u64 {
+        self.memory.start() as u64 + u64::from(offset)
+    }
+
+    /// The offset of an address in code memory.
+    pub fn offset(&self, address: u64) -> u32 {
+        address.wrapping_sub(self.memory.start() as u64) as u32
+    }
+
+    /// Drops everything.
+    pub fn clear(&mut self, env: &mut Env) {
+        self.counts.evictions += 1;
+        self.memory.truncate(self.stubs_end);
+        self.tables.clear();
+        self.blocks.clear();
+        self.pages.clear();
+        self.forget_jumps(env);
+    }
+
+    /// Empties all jump caches and cells.
+    fn forget_jumps(&mut self, env: &mut Env) {
+        self.counts.jump_flushes += 1;
+        for keys in &mut env.jump_keys {
+            keys.fill(NO_KEY);
+        }
+        self.local_caches = [false; 3];
+        for number in std::mem::take(&mut self.filled) {
+            self.empty_cell(env, number);
+        }
+        self.local.clear();
+        self.led_to.clear();
+    }
+
+    /// Empties the jump caches and cells that lead to pages that are not global.
+    fn forget_local_jumps(&mut self, env: &mut Env) {
+        self.counts.jump_flushes += 1;
+        for (local, keys) in self.local_caches.iter_mut().zip(&mut env.jump_keys) {
+            if std::mem::take(local) {
+                keys.fill(NO_KEY);
+            }
+        }
+        for number in std::mem::take(&mut self.local) {
+            self.empty_cell(env, number);
+        }
+    }
+
+    fn empty_cell(&self, env: &mut Env, number: u32) {
+        let Some(cell) = self.tables.cells.get(number as usize) else {
+            return;
+        };
+        env.cells[number as usize % CELLS] = self.unresolved(cell);
+    }
+
+    /// Where an empty cell leads.
+    fn unresolved(&self, cell: &Cell) -> u64 {
+        self.address(match cell.entry {
+            Entry::Host | Entry::Poll => self.stubs.cell_host,
+            Entry::Saved | Entry::PollSaved => self.stubs.cell_saved,
+        })
+    }
+
+    /// Forgets what changes of mappings and code have made stale.
+    pub fn catch_up(&mut self, env: &mut Env, flushes: &mut Flushes, code: &CodePages) {
+        if flushes.all {
+            self.forget_jumps(env);
+        } else {
+            if flushes.addresses.iter().any(|a| self.led_to.contains(&(a >> 12))) {
+                self.forget_jumps(env);
+            }
+            if flushes.non_global {
+                self.forget_local_jumps(env);
+            }
+        }
+        flushes.all = false;
+        flushes.non_global = false;
+        flushes.addresses.clear();
+        let changes = code.changes();
+        if changes != self.seen {
+            self.seen = changes;
+            self.drop_stale(env, code);
+        }
+    }
+
+    /// Drops the blocks of pages that changed.
+    fn drop_stale(&mut self, env: &mut Env, code: &CodePages) {
+        let stale: Vec<u32> = self
+            .pages
+            .iter()
+            .filter(|(page, info)| code.generation(**page as usize) != info.generation)
+            .map(|(page, _)| *page)
+            .collect();
+        for page in &stale {
+            let Some(info) = self.pages.remove(page) else {
+                continue;
+            };
+            self.counts.invalidations += 1;
+            for key in info.blocks {
+                self.blocks.remove(&key);
+            }
+        }
+        if !stale.is_empty() {
+            self.forget_jumps(env);
+        }
+    }
+
+    /// The block at `rip`: an old one, or translated now.
+    ///
+    /// # Errors
+    /// The exception of the fetch.
+    pub fn find(
+        &mut self,
+        core: &mut Core,
+        env: &mut Env,
+        rip: u64,
+        mode: Mode,
+    ) -> Result<Option<Found>, Exception> {
+        let page = core.mmu.code_page(&core.cpu, rip)?;
+        let global = core.mmu.code_is_global(&core.cpu, rip);
+        let CodePage::Ram(number) = page else {
+            return Ok(None);
+        };
+        let key = Key {
+            rip,
+            mode,
+            page: number as u32,
+        };
+        let code = core.mmu.memory().code();
+        if let Some(block) = self.blocks.get(&key).copied()
+            && block.sources[0].is_current(code)
+        {
+            return Ok(Some(Found { block, global }));
+        }
+        Ok(self
+            .translate(core, env, key, page)
+            .map(|block| Found { block, global }))
+    }
+
+    /// Translates the block of `key`; `None` if its first instruction must be interpreted.
+    fn translate(
+        &mut self,
+        core: &mut Core,
+        env: &mut Env,
+        key: Key,
+        page: CodePage,
+    ) -> Option<Translated> {
+        if self.tables.is_full()
+            || self.memory.size() - (self.memory.used() as usize) < LARGEST_BLOCK
+        {
+            self.clear(env);
+        }
+        let source = belljar_interpreter::mark(core, page)?;
+        let offset = key.rip % PAGE_SIZE;
+        let mut bytes = [0; PAGE_SIZE as usize];
+        let length = (PAGE_SIZE - offset).min((LONGEST * crate::block::MOST) as u64) as usize;
+        let bytes = &mut bytes[..length];
+        core.mmu.read_code(page, offset, bytes);
+        let next = scan(core, key.mode, key.rip, bytes, &mut self.guests);
+        if self.guests.is_empty() {
+            return None;
+        }
+        self.asm.restart(self.memory.next());
+        self.rare.clear();
+        let cells = self.tables.cells.len();
+        let block = Block {
+            asm: &mut self.asm,
+            tables: &mut self.tables,
+            info: &mut self.info,
+            stubs: &self.stubs,
+            mode: key.mode,
+            rip: key.rip,
+            guests: &self.guests,
+            bytes,
+            now: 0,
+            loc: Loc::Host,
+            vector: false,
+            rare: std::mem::take(&mut self.rare),
+        };
+        let layout = block.translate(next);
+        let code = self.asm.finish();
+        self.counts.translations += 1;
+        self.counts.translated += self.guests.len() as u64;
+        self.counts.bytes += code.len() as u64;
+        self.memory.append(code)?;
+        for number in cells..self.tables.cells.len() {
+            self.empty_cell(env, number as u32);
+        }
+        let block = Translated {
+            layout,
+            sources: [source, Source::ABSENT],
+        };
+        self.enter(env, key, block);
+        Some(block)
+    }
+
+    fn enter(&mut self, env: &mut Env, key: Key, block: Translated) {
+        let source = block.sources[0];
+        self.blocks.insert(key, block);
+        let page = self.pages.entry(source.page).or_insert_with(|| Page {
+            generation: source.generation,
+            blocks: Vec::new(),
+        });
+        if page.generation != source.generation {
+            // It changed while the block was translated.
+            page.generation = source.generation;
+            for old in std::mem::take(&mut page.blocks) {
+                if old != key {
+                    self.blocks.remove(&old);
+                }
+            }
+            self.forget_jumps(env);
+        }
+        if let Some(page) = self.pages.get_mut(&source.page) {
+            page.blocks.push(key);
+        }
+    }
+
+    /// Lets a link lead to its target from now on.
+    pub fn resolve_link(&mut self, number: u32, found: &Found) {
+        let Some(link) = self.tables.links.get(number as usize) else {
+            return;
+        };
+        let target = found.block.layout.entry(link.entry);
+        let displacement = target.wrapping_sub(link.patch + 4);
+        self.memory.patch(link.patch, &displacement.to_le_bytes());
+    }
+
+    /// Lets a cell lead to its target until mappings change.
+    pub fn resolve_cell(&mut self, env: &mut Env, number: u32, found: &Found) {
+        let Some(cell) = self.tables.cells.get(number as usize) else {
+            return;
+        };
+        let target = self.address(found.block.layout.entry(cell.entry));
+        self.led_to.insert(cell.target >> 12);
+        env.cells[number as usize % CELLS] = target;
+        self.filled.push(number);
+        if !found.global {
+            self.local.push(number);
+        }
+    }
+
+    /// Enters a target into the jump cache.
+    pub fn resolve_jump(&mut self, env: &mut Env, space: Space, rip: u64, found: &Found) {
+        let (cache, slot) = (space as usize, rip as usize % JUMPS);
+        self.led_to.insert(rip >> 12);
+        env.jump_keys[cache][slot] = rip;
+        env.jump_targets[cache][slot] = self.address(found.block.layout.saved);
+        self.local_caches[cache] |= !found.global;
+    }
+
+    /// Address of the entry of a block for Rust: the flags are in the environment.
+    pub fn entry(&self, found: &Found) -> u64 {
+        self.address(found.block.layout.saved)
+    }
+
+    /// Address of the code that loads the guest's registers.
+    pub fn entry_stub(&self) -> u64 {
+        self.address(self.stubs.enter)
+    }
+}

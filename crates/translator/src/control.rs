@@ -1,0 +1,321 @@
+//! Instructions that are translated by hand: control transfers, the stack, and some others.
+
+use crate::access::{Address, memory_operand};
+use crate::asm::{self, Cond, R10, RAX, at};
+use crate::block::Block;
+use crate::encoding::Encoding;
+use crate::env::Env;
+use crate::flags;
+use crate::registers::{self, GUEST_RSP, Place, RSP_NUMBER};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+
+/// How a value is pushed.
+#[derive(Clone, Copy, Debug)]
+enum Value {
+    Register(u8),
+    Constant(u64),
+    /// The first value on its way.
+    Temp,
+}
+
+/// Whether the instruction is one of those that are translated by hand and leave the block going.
+pub fn is_special(ins: &Instruction) -> bool {
+    match ins.code() {
+        Code::Push_r64 | Code::Pop_r64 | Code::Pushq_imm32 | Code::Pushq_imm8 | Code::Push_rm64
+        | Code::Leaveq => true,
+        Code::Mfence | Code::Sfence | Code::Lfence => true,
+        Code::Bt_rm32_r32 | Code::Bt_rm64_r64 | Code::Bts_rm32_r32 | Code::Bts_rm64_r64
+        | Code::Btr_rm32_r32 | Code::Btr_rm64_r64 | Code::Btc_rm32_r32 | Code::Btc_rm64_r64 => {
+            ins.op0_kind() == OpKind::Memory
+        }
+        _ => false,
+    }
+}
+
+/// Whether it is a control transfer that is translated and ends the block.
+pub fn is_transfer(ins: &Instruction) -> bool {
+    matches!(
+        ins.code(),
+        Code::Jmp_rel8_64
+            | Code::Jmp_rel32_64
+            | Code::Jmp_rm64
+            | Code::Call_rel32_64
+            | Code::Call_rm64
+            | Code::Retnq
+            | Code::Retnq_imm16
+            | Code::Jrcxz_rel8_64
+    )
+}
+
+/// Whether it is a conditional jump that is translated.
+pub fn is_branch(ins: &Instruction) -> bool {
+    ins.is_jcc_short_or_near() && ins.op0_kind() == OpKind::NearBranch64 && ins.len() > 1
+}
+
+impl Block<'_> {
+    /// Translates LEA; `false` if it is not done.
+    pub fn lea(&mut self) -> bool {
+        let ins = self.guest().ins;
+        let to = ins.op0_register();
+        if to.size() < 4 {
+            return false;
+        }
+        let wide = to.size() == 8;
+        let number = registers::number(to);
+        let host = match registers::place(number) {
+            Place::Host(host) => host,
+            Place::Memory => R10,
+        };
+        if let Some(value) = self.effective_address(&ins, host, wide) {
+            let value = if wide { value } else { value & 0xffff_ffff };
+            self.asm.mov_imm(host, value);
+        }
+        if host == R10 {
+            self.asm.store(Env::gpr(number), R10);
+        }
+        true
+    }
+
+    /// Translates an instruction for which [`is_special`] holds.
+    pub fn special(&mut self) {
+        let guest = *self.guest();
+        let ins = guest.ins;
+        match ins.code() {
+            Code::Push_r64 => self.push(Value::Register(registers::number(ins.op0_register()))),
+            Code::Pushq_imm32 | Code::Pushq_imm8 => self.push(Value::Constant(ins.immediate(0))),
+            Code::Push_rm64 => self.push_operand(),
+            Code::Pop_r64 => self.pop(registers::number(ins.op0_register())),
+            Code::Leaveq => self.leave(),
+            Code::Mfence => self.asm.bytes(&[0x0f, 0xae, 0xf0]),
+            Code::Sfence => self.asm.bytes(&[0x0f, 0xae, 0xf8]),
+            Code::Lfence => self.asm.bytes(&[0x0f, 0xae, 0xe8]),
+            _ => self.bit_of_string(),
+        }
+    }
+
+    /// Translates a conditional jump.
+    pub fn branch(&mut self) {
+        let guest = *self.guest();
+        let bytes = &self.bytes[guest.offset..guest.offset + guest.ins.len()];
+        let Some(encoding) = Encoding::parse(bytes, true) else {
+            return;
+        };
+        self.need_flags(flags::ALL);
+        let target = guest.ins.near_branch64();
+        self.jump_if(Cond(encoding.opcode & 15), target);
+    }
+
+    /// Translates an instruction for which [`is_transfer`] holds.
+    pub fn transfer(&mut self) {
+        let ins = self.guest().ins;
+        match ins.code() {
+            Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => self.jump(ins.near_branch64()),
+            Code::Jrcxz_rel8_64 => self.jump_if_rcx_is_zero(&ins),
+            Code::Call_rel32_64 => {
+                self.push(Value::Constant(ins.next_ip()));
+                self.jump(ins.near_branch64());
+            }
+            Code::Jmp_rm64 => {
+                self.target(&ins);
+                self.spare_flags(flags::ALL);
+                self.asm.load(RAX, Env::temp(1));
+                self.dispatch();
+            }
+            Code::Call_rm64 => {
+                self.target(&ins);
+                self.push(Value::Constant(ins.next_ip()));
+                self.spare_flags(flags::ALL);
+                self.asm.load(RAX, Env::temp(1));
+                self.dispatch();
+            }
+            _ => {
+                let more = if ins.code() == Code::Retnq_imm16 {
+                    i32::from(ins.immediate16())
+                } else {
+                    0
+                };
+                self.spare_flags(flags::ALL);
+                self.stack_top(0, false);
+                self.asm.load(RAX, at(R10, 0));
+                self.asm
+                    .lea(true, GUEST_RSP, at(GUEST_RSP, 8 + more));
+                self.dispatch();
+            }
+        }
+    }
+
+    /// The target of an indirect jump or call into the second value on its way.
+    fn target(&mut self, ins: &Instruction) {
+        let host = if memory_operand(ins).is_some() {
+            self.access(8, false);
+            self.asm.load(R10, at(R10, 0));
+            R10
+        } else {
+            let number = registers::number(ins.op0_register());
+            match registers::place(number) {
+                Place::Host(host) => host,
+                Place::Memory => {
+                    self.asm.load(R10, Env::gpr(number));
+                    R10
+                }
+            }
+        };
+        self.asm.store(Env::temp(1), host);
+    }
+
+    fn jump_if_rcx_is_zero(&mut self, ins: &Instruction) {
+        // jrcxz over the jump to what follows
+        let taken = self.asm.label();
+        let end = self.asm.label();
+        self.asm.bytes(&[0xe3, 5]);
+        self.asm.jmp(end);
+        self.asm.jmp(taken);
+        self.asm.bind(end);
+        // Both ways are ends of the block.
+        let loc = self.loc;
+        self.jump(ins.next_ip());
+        self.loc = loc;
+        self.asm.bind(taken);
+        self.jump(ins.near_branch64());
+    }
+
+    /// R10 becomes the host's address of the word `offset` from the top of the stack.
+    fn stack_top(&mut self, offset: i32, write: bool) {
+        let live = self.guest().live;
+        self.spare_flags(live);
+        self.asm.lea(true, R10, at(GUEST_RSP, offset));
+        self.check(Address::Computed, 8, write);
+    }
+
+    fn push(&mut self, value: Value) {
+        self.stack_top(-8, true);
+        match value {
+            Value::Register(number) => {
+                let host = match registers::place(number) {
+                    Place::Host(host) => host,
+                    Place::Memory => {
+                        self.asm.load(RAX, Env::gpr(number));
+                        RAX
+                    }
+                };
+                self.asm.store(at(R10, 0), host);
+            }
+            Value::Constant(value) => match i32::try_from(value as i64) {
+                Ok(value) => self.asm.store_imm64(at(R10, 0), value),
+                Err(_) => {
+                    self.asm.mov_imm(RAX, value);
+                    self.asm.store(at(R10, 0), RAX);
+                }
+            },
+            Value::Temp => {
+                self.asm.load(RAX, Env::temp(1));
+                self.asm.store(at(R10, 0), RAX);
+            }
+        }
+        self.asm.lea(true, GUEST_RSP, at(GUEST_RSP, -8));
+    }
+
+    fn push_operand(&mut self) {
+        let ins = self.guest().ins;
+        if memory_operand(&ins).is_none() {
+            self.push(Value::Register(registers::number(ins.op0_register())));
+            return;
+        }
+        self.target(&ins);
+        self.push(Value::Temp);
+    }
+
+    fn pop(&mut self, number: u8) {
+        self.stack_top(0, false);
+        match registers::place(number) {
+            Place::Host(host) => self.asm.load(host, at(R10, 0)),
+            Place::Memory => {
+                self.asm.load(RAX, at(R10, 0));
+                self.asm.store(Env::gpr(number), RAX);
+            }
+        }
+        if number != RSP_NUMBER {
+            self.asm.lea(true, GUEST_RSP, at(GUEST_RSP, 8));
+        }
+    }
+
+    fn leave(&mut self) {
+        let live = self.guest().live;
+        self.spare_flags(live);
+        self.asm.mov(R10, asm::RBP);
+        self.check(Address::Computed, 8, false);
+        self.asm.lea(true, GUEST_RSP, at(asm::RBP, 8));
+        self.asm.load(asm::RBP, at(R10, 0));
+    }
+
+    /// BT, BTS, BTR and BTC whose bit number is in a register and counts from the address of memory
+    /// in both directions. SDM 1, 3.1.1.9 of the instruction reference.
+    fn bit_of_string(&mut self) {
+        let guest = *self.guest();
+        let ins = guest.ins;
+        let wide = ins.memory_size().size() == 8;
+        let size = if wide { 8 } else { 4 };
+        self.spare_flags(guest.live);
+        let index = registers::number(ins.op1_register());
+        if let Some(value) = self.effective_address(&ins, R10, true) {
+            self.asm.mov_imm(R10, value);
+        }
+        self.bit_index(index);
+        // The number of the word that holds the bit.
+        if wide {
+            self.asm.sar(RAX, 6);
+        } else {
+            self.asm.reg(true, &[0x63], RAX, RAX); // movsxd
+            self.asm.sar(RAX, 5);
+        }
+        self.asm.lea(
+            true,
+            R10,
+            asm::Mem {
+                index: Some((RAX, if wide { 3 } else { 2 })),
+                ..at(R10, 0)
+            },
+        );
+        if let Some(gs) = segment(&ins) {
+            self.asm
+                .alu_mem(asm::Alu::Add, true, R10, Env::base(gs));
+        }
+        self.check(
+            Address::Computed,
+            size,
+            ins.mnemonic() != Mnemonic::Bt,
+        );
+        self.bit_index(index);
+        self.asm
+            .alu_imm(asm::Alu::And, false, RAX, if wide { 63 } else { 31 });
+        self.asm.store(Env::temp(2), RAX);
+        self.flags_in();
+        self.asm.load(RAX, Env::temp(2));
+        if ins.has_lock_prefix() {
+            self.asm.byte(0xf0);
+        }
+        let opcode = match ins.mnemonic() {
+            Mnemonic::Bt => 0xa3,
+            Mnemonic::Bts => 0xab,
+            Mnemonic::Btr => 0xb3,
+            _ => 0xbb,
+        };
+        self.asm.mem(wide, &[0x0f, opcode], RAX, at(R10, 0));
+        self.flags_out();
+    }
+
+    fn bit_index(&mut self, number: u8) {
+        match registers::place(number) {
+            Place::Host(host) => self.asm.mov(RAX, host),
+            Place::Memory => self.asm.load(RAX, Env::gpr(number)),
+        }
+    }
+}
+
+fn segment(ins: &Instruction) -> Option<bool> {
+    match ins.memory_segment() {
+        Register::FS => Some(false),
+        Register::GS => Some(true),
+        _ => None,
+    }
+}

@@ -1,0 +1,132 @@
+//! What generated code reaches through GS: the environment of one vCPU.
+
+use crate::asm::{Mem, env};
+use belljar_interpreter::InterpreterVcpu;
+use belljar_interpreter::tlb::{Entries, Entry};
+use belljar_x86::state::VectorState;
+use std::mem::offset_of;
+
+/// Entries of each jump cache.
+pub const JUMPS: usize = 4096;
+/// Jump caches: one for each [`Space`](crate::mode::Space).
+pub const JUMP_CACHES: usize = 3;
+/// Cells for jumps to other pages.
+pub const CELLS: usize = 1 << 16;
+/// A key that no jump cache is asked for: jumps to addresses that are not canonical never end in
+/// one.
+pub const NO_KEY: u64 = 1 << 62;
+
+/// The environment of one vCPU. GS holds its address while the vCPU runs.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Env {
+    /// General-purpose registers: three of them always, all of them outside generated code.
+    pub gpr: [u64; 16],
+    /// The status flags as `lahf; seto al` leaves them in AX, while they are not in the host's.
+    pub flags: u64,
+    /// Bases of FS and GS.
+    pub bases: [u64; 2],
+    /// The vCPU's attention word.
+    pub attention: *const u32,
+    /// Reasons of the attention word that are heeded now.
+    pub heeded: u32,
+    /// Why generated code was left; see [`Exit`](crate::exit::Exit).
+    pub exit: u32,
+    /// The site whose access missed the TLB.
+    pub site: u32,
+    /// Whether the vector registers of the host are the guest's.
+    pub vector_live: u32,
+    /// Target of an indirect jump that missed the jump cache.
+    pub target: u64,
+    /// Where in generated code a fault of the host happened.
+    pub fault: u64,
+    /// Values on their way.
+    pub temp: [u64; 4],
+    /// Instructions that may still be executed, in counting code.
+    pub budget: u64,
+    /// Misses of the TLB's first level.
+    pub misses: u64,
+    /// The vector state while it is not in the host's registers.
+    pub vector: *mut VectorState,
+    /// The processor.
+    pub processor: *mut InterpreterVcpu,
+    /// Where jumps to other pages lead.
+    pub cells: [u64; CELLS],
+    /// Jump caches: guest addresses.
+    pub jump_keys: [[u64; JUMPS]; JUMP_CACHES],
+    /// Jump caches: host addresses.
+    pub jump_targets: [[u64; JUMPS]; JUMP_CACHES],
+    /// The TLB's first level.
+    pub tlb: Entries,
+}
+
+macro_rules! field {
+    ($name:ident) => {
+        pub const fn $name() -> Mem {
+            env(offset_of!(Env, $name))
+        }
+    };
+}
+
+impl Env {
+    /// A zeroed environment.
+    pub fn new() -> Box<Self> {
+        // SAFETY: every field is an integer, an array of integers or a raw pointer, for all of which
+        // zero is a value.
+        let mut env = unsafe { Box::<Self>::new_zeroed().assume_init() };
+        for keys in &mut env.jump_keys {
+            keys.fill(NO_KEY);
+        }
+        env
+    }
+
+    /// The place of a general-purpose register.
+    pub const fn gpr(number: u8) -> Mem {
+        env(offset_of!(Env, gpr) + 8 * number as usize)
+    }
+
+    /// The base of FS or GS.
+    pub const fn base(gs: bool) -> Mem {
+        env(offset_of!(Env, bases) + 8 * gs as usize)
+    }
+
+    /// A value on its way.
+    pub const fn temp(number: usize) -> Mem {
+        env(offset_of!(Env, temp) + 8 * number)
+    }
+
+    /// Offset of field `offset` of the entry 0 of the TLB's set `set`.
+    pub const fn tlb_field(set: usize, offset: usize) -> usize {
+        offset_of!(Env, tlb)
+            + set * belljar_interpreter::tlb::SIZE * size_of::<Entry>()
+            + offset
+    }
+
+    /// A cell.
+    pub const fn cell(number: u32) -> Mem {
+        env(offset_of!(Env, cells) + 8 * number as usize)
+    }
+
+    /// Offset of the keys of a jump cache.
+    pub const fn jump_keys_at(cache: usize) -> usize {
+        offset_of!(Env, jump_keys) + cache * JUMPS * 8
+    }
+
+    /// Offset of the targets of a jump cache.
+    pub const fn jump_targets_at(cache: usize) -> usize {
+        offset_of!(Env, jump_targets) + cache * JUMPS * 8
+    }
+
+    field!(flags);
+    field!(attention);
+    field!(heeded);
+    field!(exit);
+    field!(site);
+    field!(vector_live);
+    field!(target);
+    field!(fault);
+    field!(budget);
+    field!(misses);
+    field!(vector);
+    field!(processor);
+}

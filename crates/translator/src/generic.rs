@@ -1,0 +1,422 @@
+//! Innocuous instructions: written anew, with their registers and memory operand replaced.
+
+use crate::asm::{self, Mem, R10, RAX, Reg, at};
+use crate::block::{Block, Guest};
+use crate::encoding::{Encoding, Form, REX_W};
+use crate::env::Env;
+use crate::registers::{self, GUEST_RAX, Place, is_high_byte, number};
+use belljar_passthrough::Unit;
+use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind as K, OpKind, Register};
+
+/// Where an operand stands in the encoding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Field {
+    Reg,
+    Rm,
+    Vvvv,
+    Opcode,
+    Implicit,
+}
+
+/// The field of an operand that is a register.
+fn field(kind: K) -> Option<Field> {
+    Some(match kind {
+        K::r8_reg
+        | K::r16_reg
+        | K::r16_reg_mem
+        | K::r32_reg
+        | K::r32_reg_mem
+        | K::r64_reg
+        | K::r64_reg_mem => Field::Reg,
+        K::r8_or_mem
+        | K::r16_or_mem
+        | K::r32_or_mem
+        | K::r64_or_mem
+        | K::r32_or_mem_mpx
+        | K::r64_or_mem_mpx
+        | K::r16_rm
+        | K::r32_rm
+        | K::r64_rm => Field::Rm,
+        K::r32_vvvv | K::r64_vvvv => Field::Vvvv,
+        K::r8_opcode | K::r16_opcode | K::r32_opcode | K::r64_opcode => Field::Opcode,
+        K::al | K::ax | K::eax | K::rax => Field::Implicit,
+        _ => return None,
+    })
+}
+
+/// Instructions that use RAX without naming it.
+fn uses_rax(mnemonic: Mnemonic) -> bool {
+    matches!(
+        mnemonic,
+        Mnemonic::Mul
+            | Mnemonic::Imul
+            | Mnemonic::Div
+            | Mnemonic::Idiv
+            | Mnemonic::Cbw
+            | Mnemonic::Cwde
+            | Mnemonic::Cdqe
+            | Mnemonic::Cwd
+            | Mnemonic::Cdq
+            | Mnemonic::Cqo
+            | Mnemonic::Cmpxchg
+            | Mnemonic::Cmpxchg8b
+            | Mnemonic::Cmpxchg16b
+            | Mnemonic::Lahf
+            | Mnemonic::Sahf
+            | Mnemonic::Pcmpestri
+            | Mnemonic::Pcmpestrm
+            | Mnemonic::Pcmpestri64
+            | Mnemonic::Pcmpestrm64
+            | Mnemonic::Vpcmpestri
+            | Mnemonic::Vpcmpestrm
+            | Mnemonic::Vpcmpestri64
+            | Mnemonic::Vpcmpestrm64
+    )
+}
+
+/// Instructions that leave their first operand alone.
+fn only_reads(mnemonic: Mnemonic) -> bool {
+    matches!(
+        mnemonic,
+        Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Bt | Mnemonic::Mul | Mnemonic::Div | Mnemonic::Idiv
+    )
+}
+
+/// What replaces the operands of one instruction.
+#[derive(Clone, Copy, Debug, Default)]
+struct Operands {
+    /// The guest's register that is in RAX meanwhile.
+    in_rax: Option<u8>,
+    /// The guest's register that is in R10 meanwhile.
+    in_r10: Option<u8>,
+    reg: Option<Reg>,
+    rm: Option<Reg>,
+    vvvv: Option<Reg>,
+    opcode: Option<Reg>,
+    memory: Option<Mem>,
+    high: bool,
+    /// A byte register without REX would be another one.
+    needs_rex: bool,
+}
+
+impl Operands {
+    /// The host's register for the guest's `number`; `None` if there is no room for it.
+    fn host(&mut self, number: u8) -> Option<Reg> {
+        if self.in_rax == Some(number) {
+            return Some(RAX);
+        }
+        match registers::place(number) {
+            // Without REX, R9 cannot be had.
+            Place::Host(GUEST_RAX) if self.high => {}
+            Place::Host(host) => return Some(host),
+            Place::Memory => {}
+        }
+        if self.in_rax.is_none() {
+            self.in_rax = Some(number);
+            return Some(RAX);
+        }
+        if self.in_r10 == Some(number) || self.in_r10.is_none() && self.memory.is_none() {
+            self.in_r10 = Some(number);
+            return Some(R10);
+        }
+        None
+    }
+
+    fn of(ins: &Instruction) -> Option<Self> {
+        let mut operands = Self::default();
+        let registers = || (0..ins.op_count()).filter(|&n| ins.op_kind(n) == OpKind::Register);
+        operands.high = registers().any(|n| is_high_byte(ins.op_register(n)));
+        if crate::access::memory_operand(ins).is_some() {
+            // The address is in R10, which needs REX.
+            if operands.high {
+                return None;
+            }
+            operands.memory = Some(at(R10, 0));
+        }
+        let code = ins.op_code();
+        let implicit = registers().any(|n| field(code.op_kind(n)) == Some(Field::Implicit));
+        if uses_rax(ins.mnemonic()) && !is_imul_of_more(ins) || implicit {
+            operands.in_rax = Some(0);
+        }
+        for n in registers() {
+            let register = ins.op_register(n);
+            if !register.is_gpr() {
+                continue;
+            }
+            let Some(field) = field(code.op_kind(n)) else {
+                continue;
+            };
+            let host = if is_high_byte(register) {
+                operands.host(number(register))? + 4
+            } else {
+                operands.host(number(register))?
+            };
+            if register.is_gpr8() && !is_high_byte(register) && (4..8).contains(&host) {
+                operands.needs_rex = true;
+            }
+            let place = match field {
+                Field::Reg => &mut operands.reg,
+                Field::Rm => &mut operands.rm,
+                Field::Vvvv => &mut operands.vvvv,
+                Field::Opcode => &mut operands.opcode,
+                Field::Implicit => continue,
+            };
+            *place = Some(host);
+        }
+        let used = [operands.reg, operands.rm, operands.opcode];
+        let extended = used.into_iter().flatten().any(|host| host >= 8);
+        if operands.high && (operands.needs_rex || extended) {
+            return None;
+        }
+        Some(operands)
+    }
+}
+
+/// IMUL with two or three operands, which does not use RAX.
+fn is_imul_of_more(ins: &Instruction) -> bool {
+    ins.mnemonic() == Mnemonic::Imul && ins.op_count() > 1
+}
+
+/// Whether the host may raise an exception for the instruction.
+fn may_fault(ins: &Instruction, unit: Unit) -> bool {
+    !matches!(unit, Unit::Integer | Unit::IntegerVex)
+        || matches!(
+            ins.mnemonic(),
+            Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Cmpxchg16b
+        )
+}
+
+impl Block<'_> {
+    /// Whether the mode allows the unit, and translated code can hold it.
+    pub fn is_enabled(&self, unit: Unit) -> bool {
+        match unit {
+            Unit::Integer | Unit::IntegerVex => true,
+            Unit::Sse => self.mode.sse(),
+            Unit::Avx | Unit::Avx512 => self.mode.avx(),
+            Unit::X87 | Unit::Wait | Unit::Mmx => false,
+        }
+    }
+
+    /// Writes an innocuous instruction anew; `false` if it cannot be.
+    pub fn innocuous(&mut self, unit: Unit) -> bool {
+        let guest = *self.guest();
+        let ins = guest.ins;
+        let bytes = &self.bytes[guest.offset..guest.offset + ins.len()];
+        let Some(encoding) = Encoding::parse(bytes, true) else {
+            return false;
+        };
+        let Some(operands) = Operands::of(&ins) else {
+            return false;
+        };
+        if !self.is_enabled(unit) {
+            return false;
+        }
+        let size = ins.memory_size().size();
+        if operands.memory.is_some() && !(1..=64).contains(&size) {
+            return false;
+        }
+        if !matches!(unit, Unit::Integer | Unit::IntegerVex) {
+            self.need_vector();
+        }
+        if operands.memory.is_some() {
+            let write = self.writes_memory();
+            self.access(size, write);
+        }
+        self.flags_in();
+        self.load_operands(&ins, &operands);
+        if may_fault(&ins, unit) {
+            let site = self.site();
+            let here = self.asm.here();
+            self.tables.faults.push((here, site));
+        }
+        self.encode(&guest, &encoding, &operands);
+        self.flags_out();
+        self.store_operands(&ins, &operands);
+        true
+    }
+
+    /// Makes the host's vector registers the guest's.
+    pub fn need_vector(&mut self) {
+        if self.vector {
+            return;
+        }
+        self.vector = true;
+        let live = self.guest().live;
+        self.spare_flags(live);
+        self.asm.cmp_byte(Env::vector_live(), 0);
+        let live = self.asm.label();
+        self.asm.jcc(asm::Cond::NE, live);
+        self.asm.call_to(self.stubs.load_vector);
+        self.asm.bind(live);
+    }
+
+    fn load_operands(&mut self, ins: &Instruction, operands: &Operands) {
+        let only_written = matches!(
+            ins.mnemonic(),
+            Mnemonic::Mov | Mnemonic::Movzx | Mnemonic::Movsx | Mnemonic::Movsxd
+        ) && ins.op0_kind() == OpKind::Register
+            && ins.op0_register().size() >= 4;
+        let written = only_written.then(|| number(ins.op0_register()));
+        let read = |guest: u8| {
+            written != Some(guest)
+                || ins.op1_kind() == OpKind::Register && number(ins.op1_register()) == guest
+        };
+        for (host, guest) in [(RAX, operands.in_rax), (R10, operands.in_r10)] {
+            let Some(guest) = guest.filter(|guest| read(*guest)) else {
+                continue;
+            };
+            match registers::place(guest) {
+                Place::Host(from) => self.asm.mov(host, from),
+                Place::Memory => self.asm.load(host, Env::gpr(guest)),
+            }
+        }
+    }
+
+    fn store_operands(&mut self, ins: &Instruction, operands: &Operands) {
+        for (host, guest) in [(RAX, operands.in_rax), (R10, operands.in_r10)] {
+            let Some(guest) = guest else {
+                continue;
+            };
+            let mentioned = (0..ins.op_count()).any(|n| {
+                ins.op_kind(n) == OpKind::Register
+                    && ins.op_register(n).is_gpr()
+                    && number(ins.op_register(n)) == guest
+            });
+            let implicit = guest == 0 && uses_rax(ins.mnemonic());
+            if only_reads(ins.mnemonic()) && mentioned && !implicit {
+                continue;
+            }
+            match registers::place(guest) {
+                Place::Host(to) => self.asm.mov(to, host),
+                Place::Memory => self.asm.store(Env::gpr(guest), host),
+            }
+        }
+    }
+
+    /// Writes the instruction with other operands.
+    fn encode(&mut self, guest: &Guest, encoding: &Encoding, operands: &Operands) {
+        if let Form::Legacy(_) = encoding.form {
+            self.encode_legacy(guest, encoding, operands);
+        } else {
+            self.encode_vector(encoding, operands);
+        }
+    }
+
+    fn encode_legacy(&mut self, guest: &Guest, encoding: &Encoding, operands: &Operands) {
+        if encoding.lock {
+            self.asm.byte(0xf0);
+        }
+        if encoding.operand_size {
+            self.asm.byte(0x66);
+        }
+        if let Some(repeat) = encoding.repeat {
+            self.asm.byte(repeat);
+        }
+        let modrm = encoding.modrm.unwrap_or(0);
+        let (r, b) = (encoding.rex >> 2 & 1, encoding.rex & 1);
+        let reg = operands.reg.unwrap_or(r << 3 | modrm >> 3 & 7);
+        let rm = operands
+            .memory
+            .and_then(|memory| memory.base)
+            .or(operands.rm)
+            .or(operands.opcode)
+            .unwrap_or(b << 3 | modrm & 7);
+        let rex = encoding.rex & REX_W | (reg >> 3) << 2 | rm >> 3;
+        // An operation of SPL to DIL without register fields of ours has had its REX.
+        let had = encoding.rex != 0 && operands.reg.is_none() && operands.rm.is_none();
+        if rex != 0 || operands.needs_rex || had && !operands.high {
+            self.asm.byte(0x40 | rex);
+        }
+        match encoding.form {
+            Form::Legacy(1) => self.asm.byte(0x0f),
+            Form::Legacy(2) => self.asm.bytes(&[0x0f, 0x38]),
+            Form::Legacy(3) => self.asm.bytes(&[0x0f, 0x3a]),
+            _ => {}
+        }
+        if operands.opcode.is_some() {
+            self.asm.byte(encoding.opcode & 0xf8 | rm & 7);
+        } else {
+            self.asm.byte(encoding.opcode);
+        }
+        self.finish(guest, encoding, operands, reg, rm);
+    }
+
+    fn finish(&mut self, _: &Guest, encoding: &Encoding, operands: &Operands, reg: Reg, rm: Reg) {
+        if encoding.modrm.is_some() {
+            match operands.memory {
+                Some(memory) => self.asm.mem_operand(reg, memory),
+                None => self.asm.byte(0xc0 | (reg & 7) << 3 | rm & 7),
+            }
+        }
+        self.asm.bytes(encoding.immediate);
+    }
+
+    /// VEX and EVEX. R, X, B, R', vvvv and V' are inverted.
+    fn encode_vector(&mut self, encoding: &Encoding, operands: &Operands) {
+        let modrm = encoding.modrm.unwrap_or(0);
+        let (mut first, mut second, third) = match encoding.form {
+            Form::Vex([first, second]) => (first, second, None),
+            Form::Evex([first, second, third]) => (first, second, Some(third)),
+            Form::Legacy(_) => return,
+        };
+        let mut reg = modrm >> 3 & 7;
+        if let Some(host) = operands.reg {
+            first = first & 0x7f | (!host >> 3 & 1) << 7;
+            if third.is_some() {
+                first |= 0x10;
+            }
+            reg = host & 7;
+        }
+        let mut rm = modrm & 7;
+        let replaced = operands
+            .memory
+            .and_then(|memory| memory.base)
+            .or(operands.rm);
+        if let Some(host) = replaced {
+            // No index; B is the register's fourth bit.
+            first = first & 0x9f | 0x40 | (!host >> 3 & 1) << 5;
+            rm = host & 7;
+        }
+        if let Some(host) = operands.vvvv {
+            second = second & 0x87 | (!host & 15) << 3;
+        }
+        match third {
+            None => self.asm.bytes(&[0xc4, first, second]),
+            Some(third) => self.asm.bytes(&[0x62, first, second, third]),
+        }
+        self.asm.byte(encoding.opcode);
+        if encoding.modrm.is_some() {
+            match operands.memory {
+                Some(memory) => self.asm.mem_operand(reg, memory),
+                None => self.asm.byte(0xc0 | reg << 3 | rm),
+            }
+        }
+        self.asm.bytes(encoding.immediate);
+    }
+}
+
+/// Innocuous instructions that are not passed on as they stand: none of their forms is worth it.
+pub fn is_left_out(ins: &Instruction) -> bool {
+    ins.vsib().is_some()
+        || matches!(
+            ins.mnemonic(),
+            Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu | Mnemonic::Maskmovq
+        )
+        || matches!(
+            ins.code(),
+            Code::Mov_AL_moffs8
+                | Code::Mov_AX_moffs16
+                | Code::Mov_EAX_moffs32
+                | Code::Mov_RAX_moffs64
+                | Code::Mov_moffs8_AL
+                | Code::Mov_moffs16_AX
+                | Code::Mov_moffs32_EAX
+                | Code::Mov_moffs64_RAX
+        )
+        || (0..ins.op_count())
+            .any(|n| ins.op_kind(n) == OpKind::Register && is_segment(ins.op_register(n)))
+}
+
+fn is_segment(register: Register) -> bool {
+    register.is_segment_register() || register.is_cr() || register.is_dr()
+}

@@ -1,0 +1,114 @@
+//! Which instructions make a block.
+
+use crate::block::{Guest, Kind, MOST};
+use crate::control;
+use crate::flags::{self, Effect};
+use crate::generic::is_left_out;
+use crate::mode::Mode;
+use belljar_interpreter::processor::Core;
+use belljar_interpreter::{decoder, exists};
+use belljar_passthrough::{Unit, innocuous};
+use iced_x86::{DecoderError, Instruction, Mnemonic, OpKind};
+
+/// Decodes the instructions of the block at `rip` into `guests`. Gives the address behind the last
+/// one; the block is empty if the first instruction does not end within `bytes`.
+pub fn scan(core: &Core, mode: Mode, rip: u64, bytes: &[u8], guests: &mut Vec<Guest>) -> u64 {
+    guests.clear();
+    let mut decoder = decoder(core, rip, bytes);
+    let mut ins = Instruction::default();
+    while guests.len() < MOST {
+        let offset = decoder.position();
+        decoder.decode_out(&mut ins);
+        if decoder.last_error() == DecoderError::NoMoreBytes {
+            break;
+        }
+        let invalid = decoder.last_error() != DecoderError::None;
+        let kind = if invalid {
+            Kind::Interpreted
+        } else {
+            kind(core, mode, &ins)
+        };
+        let effect = match kind {
+            Kind::Innocuous(_) | Kind::Special => Effect::of(&ins),
+            Kind::Nothing | Kind::Lea => Effect::default(),
+            Kind::Branch | Kind::Transfer | Kind::Interpreted => Effect::UNKNOWN,
+        };
+        guests.push(Guest {
+            ins,
+            offset,
+            kind,
+            effect,
+            live: 0,
+        });
+        if matches!(kind, Kind::Transfer | Kind::Interpreted) {
+            break;
+        }
+    }
+    let mut live = flags::ALL;
+    for guest in guests.iter_mut().rev() {
+        live = guest.effect.live_before(live);
+        guest.live = live;
+    }
+    guests.last().map_or(rip, |last| {
+        rip.wrapping_add((last.offset + last.ins.len()) as u64)
+    })
+}
+
+fn kind(core: &Core, mode: Mode, ins: &Instruction) -> Kind {
+    if !exists(core, ins) {
+        return Kind::Interpreted;
+    }
+    if control::is_branch(ins) {
+        return Kind::Branch;
+    }
+    if control::is_transfer(ins) {
+        return Kind::Transfer;
+    }
+    if control::is_special(ins) {
+        return Kind::Special;
+    }
+    match ins.mnemonic() {
+        Mnemonic::Lea if ins.op0_register().size() >= 4 => Kind::Lea,
+        Mnemonic::Nop
+        | Mnemonic::Endbr64
+        | Mnemonic::Endbr32
+        | Mnemonic::Prefetchnta
+        | Mnemonic::Prefetcht0
+        | Mnemonic::Prefetcht1
+        | Mnemonic::Prefetcht2
+        | Mnemonic::Prefetchw => Kind::Nothing,
+        _ if is_left_out(ins) => Kind::Interpreted,
+        _ if is_plain(ins) => Kind::Innocuous(Unit::Integer),
+        _ => match innocuous(ins) {
+            Some(Unit::X87 | Unit::Wait | Unit::Mmx) | None => Kind::Interpreted,
+            Some(Unit::Sse) if !mode.sse() => Kind::Interpreted,
+            Some(Unit::Avx | Unit::Avx512) if !mode.avx() => Kind::Interpreted,
+            Some(unit) => Kind::Innocuous(unit),
+        },
+    }
+}
+
+/// Moves and atomic operations of the integer unit.
+fn is_plain(ins: &Instruction) -> bool {
+    match ins.mnemonic() {
+        Mnemonic::Mov => true,
+        Mnemonic::Xchg | Mnemonic::Xadd | Mnemonic::Cmpxchg => true,
+        Mnemonic::Cmpxchg8b | Mnemonic::Cmpxchg16b => ins.op0_kind() == OpKind::Memory,
+        Mnemonic::Add
+        | Mnemonic::Adc
+        | Mnemonic::And
+        | Mnemonic::Dec
+        | Mnemonic::Inc
+        | Mnemonic::Neg
+        | Mnemonic::Not
+        | Mnemonic::Or
+        | Mnemonic::Sbb
+        | Mnemonic::Sub
+        | Mnemonic::Xor => ins.op0_kind() == OpKind::Memory || !ins.has_lock_prefix(),
+        Mnemonic::Bt | Mnemonic::Btc | Mnemonic::Btr | Mnemonic::Bts => {
+            ins.op1_kind() == OpKind::Immediate8
+                && (ins.op0_kind() == OpKind::Memory || !ins.has_lock_prefix())
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,258 @@
+//! The code that all translations share: entry, exits, TLB refills, vector state.
+
+use crate::asm::{self, Alu, Asm, Cond, R10, RAX, RSP, Reg, at};
+use crate::env::Env;
+use crate::exit::Exit;
+use crate::registers::{GUEST_GPRS, Place};
+use belljar_interpreter::InterpreterVcpu;
+use belljar_memory::PAGE_SIZE;
+use belljar_passthrough::code_memory::CodeMemory;
+use belljar_passthrough::fault::RECOVERY;
+use belljar_passthrough::{has_avx, has_avx512};
+use belljar_x86::Access;
+use belljar_x86::state::{VectorState, X87};
+use std::mem::offset_of;
+
+/// MXCSR as Rust code expects it.
+const HOST_MXCSR: u32 = 0x1f80;
+/// Registers of the guest that Rust code may change.
+const VOLATILE: [Reg; 8] = [
+    asm::RCX,
+    asm::RDX,
+    asm::RSI,
+    asm::RDI,
+    asm::R8,
+    asm::R9,
+    R10,
+    asm::R11,
+];
+/// Registers that Rust code expects back.
+const PRESERVED: [Reg; 6] = [asm::RBX, asm::RBP, 12, 13, 14, 15];
+
+/// Offsets of the shared code in code memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stubs {
+    /// Called by Rust with the address to go to: loads the guest's registers.
+    pub enter: u32,
+    /// Leaves with the flags in the host's.
+    pub exit_host: u32,
+    /// Leaves with the flags in the environment.
+    pub exit_saved: u32,
+    /// What an empty cell leads to, by where the flags are. EAX holds the exit.
+    pub cell_host: u32,
+    /// As `cell_host`.
+    pub cell_saved: u32,
+    /// Fills the TLB for a read of as many bytes as EAX says at the address in R10.
+    pub refill_read: u32,
+    /// The same for a write.
+    pub refill_write: u32,
+    /// Loads the vector state. Changes RAX, not the flags.
+    pub load_vector: u32,
+}
+
+/// Fills the TLB's first level; tells whether it could.
+extern "sysv64" fn refill(
+    processor: *mut InterpreterVcpu,
+    linear: u64,
+    size: u64,
+    write: u64,
+) -> u64 {
+    if linear % PAGE_SIZE + size > PAGE_SIZE {
+        return 0;
+    }
+    // SAFETY: generated code passes the environment's pointer to the processor, which the vCPU that
+    // runs the code owns; nothing else refers to it while generated code runs.
+    let core = unsafe { &mut (*processor).core };
+    let access = if write != 0 {
+        Access::Write
+    } else {
+        Access::Read
+    };
+    u64::from(core.mmu.make_fast(&core.cpu, linear, access))
+}
+
+/// Writes the shared code, the first in `memory`.
+pub fn write(memory: &mut CodeMemory) -> Option<Stubs> {
+    let mut asm = Asm::default();
+    asm.restart(memory.next());
+    let mut stubs = Stubs::default();
+    // Faults of the host continue at the start of code memory.
+    let fault = asm.label();
+    asm.jmp(fault);
+    while asm.here() < RECOVERY as u32 {
+        asm.byte(0x90);
+    }
+    asm.jmp(fault);
+    let spill = asm.here();
+    spill_vector(&mut asm);
+    stubs.load_vector = asm.here();
+    load_vector(&mut asm);
+    asm.bind(fault);
+    asm.store(Env::fault(), R10);
+    asm.flags_to_ax();
+    asm.store(Env::temp(0), RAX);
+    asm.store_imm32(Env::exit(), Exit::Fault.encode());
+    let leave = asm.label();
+    asm.jmp(leave);
+    stubs.cell_host = asm.here();
+    asm.store32(Env::exit(), RAX);
+    stubs.exit_host = asm.here();
+    asm.flags_to_ax();
+    asm.store(Env::flags(), RAX);
+    asm.jmp(leave);
+    stubs.cell_saved = asm.here();
+    asm.store32(Env::exit(), RAX);
+    stubs.exit_saved = asm.here();
+    asm.bind(leave);
+    exit(&mut asm, spill);
+    stubs.enter = asm.here();
+    enter(&mut asm);
+    stubs.refill_read = asm.here();
+    refill_stub(&mut asm, &stubs, spill, false);
+    stubs.refill_write = asm.here();
+    refill_stub(&mut asm, &stubs, spill, true);
+    memory.append(asm.finish())?;
+    Some(stubs)
+}
+
+/// The registers of the guest that live in registers of the host.
+fn pinned() -> impl Iterator<Item = (u8, Reg)> {
+    (0..16).filter_map(|guest| match GUEST_GPRS[guest as usize] {
+        Place::Host(host) => Some((guest, host)),
+        Place::Memory => None,
+    })
+}
+
+fn enter(asm: &mut Asm) {
+    for register in PRESERVED {
+        asm.push(register);
+    }
+    // What is called from generated code finds the stack as the ABI wants it.
+    asm.alu_imm(Alu::Sub, true, RSP, 8);
+    asm.store(Env::temp(0), asm::RDI);
+    for (guest, host) in pinned() {
+        asm.load(host, Env::gpr(guest));
+    }
+    asm.jmp_mem(Env::temp(0));
+}
+
+fn exit(asm: &mut Asm, spill: u32) {
+    for (guest, host) in pinned() {
+        asm.store(Env::gpr(guest), host);
+    }
+    let spilled = asm.label();
+    asm.cmp_byte(Env::vector_live(), 0);
+    asm.jcc(Cond::E, spilled);
+    asm.call_to(spill);
+    asm.bind(spilled);
+    asm.alu_imm(Alu::Add, true, RSP, 8);
+    for register in PRESERVED.into_iter().rev() {
+        asm.pop(register);
+    }
+    asm.ret();
+}
+
+/// Called with the address in R10 and the size in EAX. Keeps all registers but RAX. If the TLB cannot be filled it does
+/// not return but leaves for the instruction of the site.
+fn refill_stub(asm: &mut Asm, stubs: &Stubs, spill: u32, write: bool) {
+    for register in VOLATILE {
+        asm.push(register);
+    }
+    asm.mov(asm::RDX, RAX);
+    asm.mem(true, &[0xff], 0, Env::misses()); // inc
+    asm.load32(RAX, Env::vector_live());
+    asm.push(RAX);
+    asm.reg(false, &[0x85], RAX, RAX); // test
+    let spilled = asm.label();
+    asm.jcc(Cond::E, spilled);
+    asm.call_to(spill);
+    asm.bind(spilled);
+    asm.load(asm::RDI, Env::processor());
+    asm.mov(asm::RSI, R10);
+    asm.mov_imm(asm::RCX, u64::from(write));
+    asm.mov_imm(RAX, refill as *const () as u64);
+    asm.call_reg(RAX);
+    asm.reg(false, &[0x85], RAX, RAX);
+    let failed = asm.label();
+    asm.jcc(Cond::E, failed);
+    asm.pop(RAX);
+    asm.reg(false, &[0x85], RAX, RAX);
+    let loaded = asm.label();
+    asm.jcc(Cond::E, loaded);
+    asm.call_to(stubs.load_vector);
+    asm.bind(loaded);
+    restore_volatile(asm);
+    asm.ret();
+    asm.bind(failed);
+    asm.pop(RAX);
+    restore_volatile(asm);
+    asm.alu_imm(Alu::Add, true, RSP, 8);
+    asm.load32(RAX, Env::site());
+    asm.alu_imm(Alu::Or, false, RAX, Exit::Fallback(0).encode() as i32);
+    asm.store32(Env::exit(), RAX);
+    asm.jmp_to(stubs.exit_saved);
+}
+
+fn restore_volatile(asm: &mut Asm) {
+    for register in VOLATILE.into_iter().rev() {
+        asm.pop(register);
+    }
+}
+
+const ZMM: usize = offset_of!(VectorState, zmm);
+const K: usize = offset_of!(VectorState, k);
+const MXCSR: usize = offset_of!(VectorState, x87) + offset_of!(X87, mxcsr);
+
+/// Stores the vector registers where RAX says, or loads them from there.
+fn move_vectors(asm: &mut Asm, store: bool) {
+    let place = |number: u8| at(RAX, (ZMM + 64 * usize::from(number)) as i32);
+    if has_avx512() {
+        for number in 0..32 {
+            // VMOVDQU64: R and R' are inverted in the prefix.
+            let first = 0x61 | u8::from(number & 8 == 0) << 7 | u8::from(number & 16 == 0) << 4;
+            asm.bytes(&[0x62, first, 0xfe, 0x48, if store { 0x7f } else { 0x6f }]);
+            // A displacement of 8 bits would count in units of 64.
+            asm.bytes(&[0x80 | (number & 7) << 3]);
+            asm.bytes(&place(number).disp.to_le_bytes());
+        }
+        for number in 0..8 {
+            // KMOVQ
+            asm.bytes(&[0xc4, 0xe1, 0xf8, if store { 0x91 } else { 0x90 }]);
+            asm.mem_operand(number, at(RAX, (K + 8 * usize::from(number)) as i32));
+        }
+        return;
+    }
+    for number in 0..16 {
+        if has_avx() {
+            // VMOVDQU
+            let prefix = if number < 8 { 0xfe } else { 0x7e };
+            asm.bytes(&[0xc5, prefix, if store { 0x7f } else { 0x6f }]);
+            asm.mem_operand(number, place(number));
+        } else {
+            // MOVUPS
+            asm.mem(false, &[0x0f, if store { 0x11 } else { 0x10 }], number, place(number));
+        }
+    }
+}
+
+fn spill_vector(asm: &mut Asm) {
+    asm.load(RAX, Env::vector());
+    move_vectors(asm, true);
+    asm.mem(false, &[0x0f, 0xae], 3, at(RAX, MXCSR as i32)); // stmxcsr
+    asm.store_imm32(Env::temp(3), HOST_MXCSR);
+    asm.mem(false, &[0x0f, 0xae], 2, Env::temp(3)); // ldmxcsr
+    asm.store_imm32(Env::vector_live(), 0);
+    if has_avx() {
+        asm.bytes(&[0xc5, 0xf8, 0x77]); // vzeroupper
+    }
+    asm.ret();
+}
+
+fn load_vector(asm: &mut Asm) {
+    asm.load(RAX, Env::vector());
+    move_vectors(asm, false);
+    asm.mem(false, &[0x0f, 0xae], 2, at(RAX, MXCSR as i32));
+    asm.store_imm32(Env::vector_live(), 1);
+    asm.ret();
+}
+

@@ -1,0 +1,126 @@
+//! What generated code refers to by number: sites, links and cells.
+
+use crate::exit::Exit;
+use crate::mode::Mode;
+use std::collections::HashMap;
+
+/// Where the status flags are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loc {
+    /// In the host's flags.
+    Host,
+    /// In the environment.
+    Saved,
+    /// In both.
+    Both,
+    /// Nowhere: the block overwrites them before anything reads them.
+    Dead,
+}
+
+/// An instruction at which generated code can be left.
+#[derive(Clone, Copy, Debug)]
+pub struct Site {
+    /// Its address.
+    pub rip: u64,
+    /// Where the flags are before it.
+    pub flags: Loc,
+    /// Instructions of the block from this one on: counting code has counted them already.
+    pub uncounted: u8,
+}
+
+/// The entries of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Entry {
+    /// The flags are in the host's.
+    Host,
+    /// The same, and the attention word is looked at.
+    Poll,
+    /// The flags are in the environment.
+    Saved,
+    /// The same, and the attention word is looked at.
+    PollSaved,
+}
+
+/// A direct jump within a page.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    /// Where its displacement lies in code memory.
+    pub patch: u32,
+    /// Where it leads.
+    pub target: u64,
+    /// By which entry.
+    pub entry: Entry,
+}
+
+/// Where a jump to another page leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cell {
+    /// Address of the target.
+    pub target: u64,
+    /// Mode of both blocks.
+    pub mode: Mode,
+    /// By which entry.
+    pub entry: Entry,
+}
+
+/// All sites, links and cells.
+#[derive(Debug, Default)]
+pub struct Tables {
+    /// Sites by number.
+    pub sites: Vec<Site>,
+    /// Links by number.
+    pub links: Vec<Link>,
+    /// Cells by number.
+    pub cells: Vec<Cell>,
+    cell_numbers: HashMap<Cell, u32>,
+    /// Where in code memory instructions begin that the host may raise exceptions for, ascending,
+    /// with their sites.
+    pub faults: Vec<(u32, u32)>,
+}
+
+impl Tables {
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.sites.clear();
+        self.links.clear();
+        self.cells.clear();
+        self.cell_numbers.clear();
+        self.faults.clear();
+    }
+
+    /// Whether another block may not find numbers.
+    pub fn is_full(&self) -> bool {
+        const ROOM: usize = 1024;
+        self.cells.len() + ROOM > crate::env::CELLS
+            || self.sites.len() + ROOM > Exit::LIMIT as usize / 64
+            || self.links.len() + ROOM > Exit::LIMIT as usize / 64
+    }
+
+    /// Adds a site.
+    pub fn site(&mut self, site: Site) -> u32 {
+        self.sites.push(site);
+        self.sites.len() as u32 - 1
+    }
+
+    /// Adds a link.
+    pub fn link(&mut self, link: Link) -> u32 {
+        self.links.push(link);
+        self.links.len() as u32 - 1
+    }
+
+    /// The number of a cell.
+    pub fn cell(&mut self, cell: Cell) -> u32 {
+        let next = self.cells.len() as u32;
+        let number = *self.cell_numbers.entry(cell).or_insert(next);
+        if number == next {
+            self.cells.push(cell);
+        }
+        number
+    }
+
+    /// The site of the instruction whose code holds offset `at` of code memory.
+    pub fn fault_site(&self, at: u32) -> Option<u32> {
+        let index = self.faults.partition_point(|(start, _)| *start <= at);
+        index.checked_sub(1).map(|index| self.faults[index].1)
+    }
+}

@@ -1,0 +1,363 @@
+//! The loop around generated code: finds blocks, enters them, and does what they leave.
+
+use crate::cache::Cache;
+use crate::env::Env;
+use crate::exit::Exit;
+use crate::gs;
+use crate::mode::Mode;
+use crate::tables::Loc;
+use belljar_engine::{Counters, EngineError, Exit as MachineExit, Reason, Vcpu};
+use belljar_interpreter::{Flow, InterpreterVcpu};
+use belljar_x86::bits::{rflags, xstate};
+use belljar_x86::{CpuState, Seg};
+use std::ptr::{self, NonNull};
+
+/// Exits of generated code, by kind.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    entries: u64,
+    links: u64,
+    cells: u64,
+    indirect: u64,
+    fallbacks: u64,
+    polls: u64,
+    faults: u64,
+    untranslated: u64,
+}
+
+/// A vCPU of the translator.
+#[derive(Debug)]
+pub struct TranslatorVcpu {
+    // The processor's TLB lies in the environment: it is dropped first.
+    processor: Box<InterpreterVcpu>,
+    env: Box<Env>,
+    cache: Cache,
+    /// Bits of XCR0 that code with AVX needs.
+    avx: u64,
+    /// Whether instructions are counted.
+    counting: bool,
+    /// [`Mmu::invalidations`](belljar_interpreter::mmu::Mmu::invalidations) of which the other
+    /// vCPUs know.
+    announced: u64,
+    counts: Counts,
+}
+
+// SAFETY: the raw pointers of the environment lead to what the vCPU itself owns, or to its attention
+// word, which it keeps alive.
+unsafe impl Send for TranslatorVcpu {}
+
+/// What to do next.
+enum Next {
+    /// Enter generated code at the block of the instruction pointer.
+    Enter,
+    /// What the last exit asked for, resolved once its block is known.
+    Resolve(Exit),
+    /// Look at everything.
+    Loop,
+    /// Come back.
+    Return(MachineExit),
+}
+
+impl TranslatorVcpu {
+    /// A vCPU that executes by `processor` what it does not translate, with `size` bytes of code
+    /// memory.
+    pub fn new(processor: InterpreterVcpu, size: usize) -> Result<Self, EngineError> {
+        let cache = Cache::new(size).map_err(|error| EngineError::Unavailable {
+            engine: crate::engine::NAME,
+            reason: error.to_string(),
+        })?;
+        let mut processor = Box::new(processor);
+        let mut env = Env::new();
+        let offered = processor.core.model.xcr0_mask();
+        // SAFETY: the environment is dropped after the processor, and does not move. Generated code,
+        // which reads the table, runs only while no method of the TLB does.
+        unsafe {
+            processor
+                .core
+                .mmu
+                .place_tlb(NonNull::from(&mut env.tlb));
+        }
+        env.vector = ptr::from_mut(&mut processor.core.cpu.vector);
+        env.processor = ptr::from_mut(&mut *processor);
+        if let Some(attention) = processor.core.attention.get(processor.core.id as usize) {
+            env.attention = attention.word().as_ptr();
+        }
+        Ok(Self {
+            processor,
+            env,
+            cache,
+            avx: offered & (xstate::SSE | xstate::AVX | xstate::AVX512),
+            counting: false,
+            announced: 0,
+            counts: Counts::default(),
+        })
+    }
+
+    fn run_until_exit(&mut self) -> MachineExit {
+        let mut next = Next::Loop;
+        loop {
+            next = match next {
+                Next::Loop => self.look_around(),
+                Next::Enter => self.enter_block(None),
+                Next::Resolve(exit) => self.enter_block(Some(exit)),
+                Next::Return(exit) => return exit,
+            };
+        }
+    }
+
+    /// Everything that may have to happen between two instructions.
+    fn look_around(&mut self) -> Next {
+        let processor = &mut self.processor;
+        if processor.core.calls() != 0
+            && let Some(exit) = processor.attend()
+        {
+            return Next::Return(exit);
+        }
+        if processor.core.special {
+            return match processor.step() {
+                Some(exit) => Next::Return(exit),
+                None => self.interpreted(),
+            };
+        }
+        if processor.remaining == 0 {
+            return Next::Return(MachineExit::Budget);
+        }
+        Next::Enter
+    }
+
+    /// After the interpreter has executed something.
+    fn interpreted(&mut self) -> Next {
+        let core = &self.processor.core;
+        if core.mmu.invalidations != self.announced {
+            self.announced = core.mmu.invalidations;
+            // Others may run what has changed without ever leaving it.
+            for (id, other) in core.attention.iter().enumerate() {
+                if id != core.id as usize {
+                    other.raise(Reason::ENGINE);
+                }
+            }
+        }
+        Next::Loop
+    }
+
+    /// Executes at most `limit` instructions by the interpreter.
+    fn interpret(&mut self, limit: u64) -> Next {
+        match self.processor.execute_some(limit) {
+            Some(exit) => Next::Return(exit),
+            None => self.interpreted(),
+        }
+    }
+
+    /// Finds the block at the instruction pointer and runs it and what follows it.
+    fn enter_block(&mut self, resolve: Option<Exit>) -> Next {
+        let core = &mut self.processor.core;
+        let code = core.mmu.memory().clone();
+        self.cache
+            .catch_up(&mut self.env, &mut core.mmu.flushes, code.code());
+        let Some(mode) = Mode::of(&core.cpu, self.avx, self.counting) else {
+            self.counts.untranslated += 1;
+            return self.interpret(u64::MAX);
+        };
+        let rip = core.cpu.rip;
+        let evictions = self.cache.counts.evictions;
+        let found = match self.cache.find(core, &mut self.env, rip, mode) {
+            Ok(Some(found)) => found,
+            Ok(None) => {
+                self.counts.untranslated += 1;
+                return self.interpret(1);
+            }
+            Err(exception) => {
+                let _ = core.raise(exception);
+                return match self.processor.deliver_fault() {
+                    Flow::TripleFault => Next::Return(MachineExit::TripleFault),
+                    _ => Next::Loop,
+                };
+            }
+        };
+        if evictions == self.cache.counts.evictions {
+            match resolve {
+                Some(Exit::Link(number)) => self.cache.resolve_link(number, &found),
+                Some(Exit::Cell(number)) => {
+                    self.cache.resolve_cell(&mut self.env, number, &found);
+                }
+                Some(Exit::Indirect) => {
+                    self.cache
+                        .resolve_jump(&mut self.env, mode.space(), rip, &found);
+                }
+                _ => {}
+            }
+        }
+        let entry = self.cache.entry(&found);
+        self.load();
+        self.enter(entry);
+        self.store();
+        self.leave()
+    }
+
+    /// From the processor's state to the environment.
+    fn load(&mut self) {
+        let core = &mut self.processor.core;
+        let env = &mut self.env;
+        env.gpr = core.cpu.gpr;
+        let status = core.flags.bits();
+        env.flags = (status & 0xff) << 8 | u64::from(status & rflags::OF != 0);
+        env.bases = [core.cpu.seg(Seg::Fs).base, core.cpu.seg(Seg::Gs).base];
+        env.heeded = core.heeded;
+        env.budget = self.processor.remaining;
+        self.counts.entries += 1;
+    }
+
+    /// Runs generated code from `entry` on until it leaves.
+    fn enter(&mut self, entry: u64) {
+        let stub = self.cache.entry_stub() as usize as *const ();
+        // SAFETY: the stub is code that this vCPU's cache has written. It obeys the ABI, and reaches
+        // nothing but the environment (GS), the vector state, and guest memory through the TLB. What
+        // it calls back takes the processor by the environment's pointer; no reference to either is
+        // in use meanwhile.
+        unsafe {
+            let run: extern "sysv64" fn(u64) = std::mem::transmute(stub);
+            run(entry);
+        }
+    }
+
+    /// From the environment to the processor's state, but for the instruction pointer and the flags.
+    fn store(&mut self) {
+        self.processor.core.cpu.gpr = self.env.gpr;
+        if self.counting {
+            self.processor.remaining = self.env.budget;
+        }
+    }
+
+    fn take_flags(&mut self, word: u64) {
+        let status = word >> 8 & 0xd5 | (word & 1) << 11;
+        self.processor.core.flags.set_bits(status);
+    }
+
+    /// Does what generated code was left for.
+    fn leave(&mut self) -> Next {
+        let exit = Exit::decode(self.env.exit);
+        if exit != Exit::Fault {
+            self.take_flags(self.env.flags);
+        }
+        match exit {
+            Exit::Link(number) => {
+                self.counts.links += 1;
+                let link = self.cache.tables.links.get(number as usize);
+                self.go_on(link.map(|link| link.target), exit)
+            }
+            Exit::Cell(number) => {
+                self.counts.cells += 1;
+                let cell = self.cache.tables.cells.get(number as usize);
+                self.go_on(cell.map(|cell| cell.target), exit)
+            }
+            Exit::Indirect => {
+                self.counts.indirect += 1;
+                self.go_on(Some(self.env.target), exit)
+            }
+            Exit::Fallback(site) => {
+                self.counts.fallbacks += 1;
+                self.return_to(site);
+                self.interpret(1)
+            }
+            Exit::Poll(site) => {
+                self.counts.polls += 1;
+                if let Some(site) = self.cache.tables.sites.get(site as usize) {
+                    self.processor.core.cpu.rip = site.rip;
+                }
+                Next::Loop
+            }
+            Exit::Budget(site) => {
+                if let Some(site) = self.cache.tables.sites.get(site as usize) {
+                    self.processor.core.cpu.rip = site.rip;
+                }
+                match self.processor.remaining {
+                    0 => Next::Loop,
+                    remaining => self.interpret(remaining),
+                }
+            }
+            Exit::Fault => {
+                self.counts.faults += 1;
+                let at = self.cache.offset(self.env.fault);
+                let site = self
+                    .cache
+                    .tables
+                    .fault_site(at)
+                    .expect("only instructions with a site may fault");
+                let saved = self.cache.tables.sites[site as usize].flags;
+                let in_host = matches!(saved, Loc::Host | Loc::Both);
+                self.take_flags(if in_host {
+                    self.env.temp[0]
+                } else {
+                    self.env.flags
+                });
+                self.return_to(site);
+                self.interpret(1)
+            }
+        }
+    }
+
+    /// Goes on at `target`, where `exit` is to lead from now on.
+    fn go_on(&mut self, target: Option<u64>, exit: Exit) -> Next {
+        let core = &mut self.processor.core;
+        core.cpu.rip = target.unwrap_or(core.cpu.rip);
+        if core.calls() != 0 {
+            return Next::Loop;
+        }
+        Next::Resolve(exit)
+    }
+
+    /// The instruction of `site` is to be executed next.
+    fn return_to(&mut self, site: u32) {
+        let Some(site) = self.cache.tables.sites.get(site as usize) else {
+            return;
+        };
+        self.processor.core.cpu.rip = site.rip;
+        if self.counting {
+            self.processor.remaining += u64::from(site.uncounted);
+        }
+    }
+}
+
+impl Vcpu for TranslatorVcpu {
+    fn run(&mut self, budget: Option<u64>) -> MachineExit {
+        self.counting = budget.is_some();
+        self.processor.begin(budget);
+        let own = ptr::from_ref::<Env>(&self.env) as u64;
+        let before = gs::swap(own);
+        let exit = self.run_until_exit();
+        gs::swap(before);
+        self.processor.end();
+        exit
+    }
+
+    fn state(&mut self) -> &CpuState {
+        self.processor.state()
+    }
+
+    fn set_state(&mut self, state: CpuState) {
+        self.processor.set_state(state);
+    }
+
+    fn counters(&self) -> Counters {
+        let mut counters = self.processor.counters();
+        let (own, cache) = (&self.counts, &self.cache.counts);
+        counters.extend([
+            ("blocks_translated", cache.translations),
+            ("instructions_translated", cache.translated),
+            ("code_bytes", cache.bytes),
+            ("pages_invalidated", cache.invalidations),
+            ("code_evictions", cache.evictions),
+            ("jump_flushes", cache.jump_flushes),
+            ("tlb_refills", self.env.misses),
+            ("entries", own.entries),
+            ("exits_link", own.links),
+            ("exits_cell", own.cells),
+            ("exits_indirect", own.indirect),
+            ("exits_interpreter", own.fallbacks),
+            ("exits_poll", own.polls),
+            ("exits_fault", own.faults),
+            ("untranslated", own.untranslated),
+        ]);
+        counters
+    }
+}
