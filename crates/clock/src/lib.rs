@@ -7,10 +7,12 @@
 mod entropy;
 mod host;
 mod manual;
+mod seeded;
 
 pub use entropy::{Entropy, HostEntropy};
 pub use host::HostClock;
 pub use manual::ManualClock;
+pub use seeded::SeededEntropy;
 
 /// Nanoseconds of machine time since the machine was made; it stands still while the machine is
 /// paused.

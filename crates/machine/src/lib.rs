@@ -6,6 +6,9 @@
 //! it from any thread, and [`Machine::wait`] gives its [`Outcome`]. It knows nothing of terminals:
 //! its serial console is a [`ConsoleOutput`] that it writes to and a [`ConsoleInput`] that is
 //! written to.
+//!
+//! A [`SteppedMachine`] is the same board for tools that want to run the guest themselves, a number
+//! of instructions at a time, and twice in the same way.
 
 #![forbid(unsafe_code)]
 
@@ -19,13 +22,17 @@ mod machine;
 mod outcome;
 mod power_on;
 mod size;
+mod stepped;
 mod vcpu;
+mod wiring;
 
 pub use config::{
     BadChoice, ConfigError, ConsoleChoice, DEFAULT_CMDLINE, EngineChoice, MOST_CPUS, MachineConfig,
 };
 pub use console::{ConsoleInput, ConsoleOutput};
+pub use engines::choose as choose_engine;
 pub use error::MachineError;
 pub use machine::{Machine, MachineHandle};
 pub use outcome::{Crash, Outcome};
 pub use size::{BadSize, Size};
+pub use stepped::SteppedMachine;

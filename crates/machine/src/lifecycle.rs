@@ -116,6 +116,11 @@ impl Lifecycle {
         matches!(self.lock().goal, Goal::Pause)
     }
 
+    /// Whether the machine has ended.
+    pub fn is_ended(&self) -> bool {
+        matches!(self.lock().goal, Goal::End(_))
+    }
+
     /// Lets the vCPUs run. An ended machine stays ended.
     pub fn resume(&self) {
         let mut stage = self.lock();

@@ -1,17 +1,16 @@
 //! A machine, from its configuration to its end.
 
-use crate::board::{Attachments, MachineBoard};
+use crate::board::MachineBoard;
 use crate::console::{ConsoleInput, ConsoleOutput};
 use crate::lifecycle::{Lifecycle, Unwinding};
 use crate::power_on::PowerOn;
 use crate::vcpu::VcpuThread;
+use crate::wiring::Wiring;
 use crate::{MachineConfig, MachineError, Outcome, engines};
-use belljar_clock::{Clock, Entropy, HostClock, HostEntropy};
+use belljar_clock::{Clock, HostClock, HostEntropy};
 use belljar_devices::timers::Timers;
-use belljar_engine::{Attention, Board, Engine, VcpuSetup};
-use belljar_memory::GuestMemory;
+use belljar_engine::{Engine, VcpuSetup};
 use belljar_x86::CpuState;
-use belljar_x86::cpuid::{CpuidConfig, CpuidModel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
@@ -41,59 +40,25 @@ impl Machine {
     ) -> Result<Self, MachineError> {
         config.validate()?;
         let engine = engines::choose(config.engine)?;
-        let memory = GuestMemory::new(config.memory.bytes()).map_err(MachineError::Memory)?;
         let entropy = HostEntropy::new().map_err(MachineError::Entropy)?;
         let clock: Arc<dyn Clock> = Arc::new(HostClock::new());
         clock.pause();
-        let attention: Arc<[Attention]> = (0..config.cpus).map(|_| Attention::new()).collect();
-        let lifecycle = Arc::new(Lifecycle::new(Arc::clone(&attention), config.no_reboot));
-        let timers = Timers::new(Arc::clone(&clock));
-        let cpuid = Arc::new(CpuidModel::new(&CpuidConfig {
-            cpus: config.cpus,
-            tsc_hz: clock.tsc_hz(),
-            avx512: true,
-        }));
-        let board = MachineBoard::new(
-            config,
-            Attachments {
-                memory: memory.clone(),
-                clock: Arc::clone(&clock),
-                attention: Arc::clone(&attention),
-                lifecycle: Arc::clone(&lifecycle),
-                timers: Arc::clone(&timers),
-                output,
-            },
-        )?;
-        let power_on = Arc::new(PowerOn::new(
-            config,
-            memory.clone(),
-            Arc::clone(&board),
-            Arc::clone(&attention),
-            Arc::clone(&cpuid),
-        )?);
-        let states = power_on.reset()?;
+        let wiring = Wiring::new(config, clock, output)?;
+        let states = wiring.power_on.reset()?;
+        let setup = wiring.setup(Arc::new(entropy));
+        let (lifecycle, power_on) = (wiring.lifecycle, wiring.power_on);
         let mut machine = Self {
             engine: engine.name(),
-            input: board.console_input(),
+            input: wiring.board.console_input(),
             handle: MachineHandle(Arc::new(Inner {
                 name: config.name.clone(),
                 lifecycle: Arc::clone(&lifecycle),
-                clock: Arc::clone(&clock),
-                timers,
-                board: Arc::clone(&board),
+                clock: wiring.clock,
+                timers: wiring.timers,
+                board: wiring.board,
                 timer_thread: Mutex::new(None),
             })),
             vcpus: Vec::new(),
-        };
-        let setup = VcpuSetup {
-            id: 0,
-            memory,
-            board: Arc::<MachineBoard>::clone(&board) as Arc<dyn Board>,
-            attention,
-            cpuid,
-            clock,
-            entropy: Arc::new(entropy) as Arc<dyn Entropy>,
-            state: CpuState::reset(0),
         };
         machine.start_vcpus(&*engine, &setup, states, &lifecycle, &power_on)?;
         Ok(machine)
