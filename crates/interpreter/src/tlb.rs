@@ -22,15 +22,17 @@ const LARGE: u64 = 4 << 20;
 /// The largest page size.
 const HUGE: u64 = 1 << 30;
 
-/// A tag that no page of slot `index` has: its own slot is another one.
+/// The tag of what is not there. It is no page's address, and lies more than a page away from every
+/// address whose slot is that of `index`, so that neither a comparison nor a difference of
+/// addresses finds it.
 const fn invalid(index: usize) -> u64 {
-    let other = if index.is_multiple_of(SIZE) { PAGE_SIZE } else { 0 };
-    1 << 63 | other
+    let page = if index % SIZE < 2 { 4 } else { 0 };
+    1 << 63 | page * PAGE_SIZE | PAGE_SIZE / 2
 }
 
-/// Whether a tag is one of those that no page has.
+/// Whether a tag is that of what is not there.
 const fn is_invalid(tag: u64) -> bool {
-    tag & !PAGE_SIZE == 1 << 63
+    tag & OFFSET_MASK != 0
 }
 
 /// Which rights translations were made with.

@@ -17,6 +17,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 enum EngineName {
     /// The reference engine.
     Interpreter,
+    /// The fast engine
+    Translator,
     /// The host itself: shows what does not repeat.
     Host,
 }
@@ -92,6 +94,11 @@ fn main() -> anyhow::Result<ExitCode> {
             EngineName::Host => Ok(Box::new(Host::new()?)),
             EngineName::Interpreter => {
                 let engine = Arc::new(Interpreter::new());
+                let machine = Machine::new(engine, Arc::clone(&model), xcr0)?;
+                Ok(Box::new(machine))
+            }
+            EngineName::Translator => {
+                let engine = Arc::new(belljar_translator::Translator::new());
                 let machine = Machine::new(engine, Arc::clone(&model), xcr0)?;
                 Ok(Box::new(machine))
             }

@@ -348,6 +348,12 @@ impl Asm {
         self.byte(count);
     }
 
+    /// Shift left of 64 bits.
+    pub fn shl(&mut self, to: Reg, count: u8) {
+        self.reg(true, &[0xc1], 4, to);
+        self.byte(count);
+    }
+
     /// Shift right of 64 bits that keeps the sign.
     pub fn sar(&mut self, to: Reg, count: u8) {
         self.reg(true, &[0xc1], 7, to);

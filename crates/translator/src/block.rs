@@ -18,6 +18,7 @@ use crate::env::Env;
 use crate::exit::Exit;
 use crate::flags::{self, Effect, Flags};
 use crate::mode::Mode;
+use crate::registers::GUEST_RSP;
 use crate::stubs::Stubs;
 use crate::tables::{Cell, Entry, Link, Loc, Site, Tables};
 use belljar_passthrough::Unit;
@@ -111,7 +112,12 @@ pub enum Rare {
         backward: bool,
     },
     /// An indirect jump, to what is in RAX, missed the jump cache.
-    Indirect { label: Label },
+    Indirect {
+        label: Label,
+        /// The jump itself, which raises an exception if the target is not canonical.
+        site: u32,
+        release: i32,
+    },
     /// The environment says where to go; the flags are in the environment.
     Leave { label: Label, exit: Exit },
 }
@@ -386,8 +392,10 @@ impl Block<'_> {
         target >> 12 == self.rip >> 12
     }
 
-    /// Jumps to the address in RAX through the jump cache. The flags are in the environment.
-    pub fn dispatch(&mut self) {
+    /// Adds `release` to the guest's stack pointer and jumps to the address in RAX through the jump
+    /// cache. The flags are in the environment.
+    pub fn dispatch(&mut self, release: i32) {
+        let site = self.site();
         let label = self.poll(R10);
         let cache = self.mode.space() as usize;
         self.asm.mov32(R10, RAX);
@@ -401,8 +409,28 @@ impl Block<'_> {
         self.asm
             .alu_mem(Alu::Cmp, true, RAX, entry(Env::jump_keys_at(cache)));
         self.asm.jcc(Cond::NE, label);
+        self.release(release);
         self.asm.jmp_mem(entry(Env::jump_targets_at(cache)));
-        self.rare.push(Rare::Indirect { label });
+        self.rare.push(Rare::Indirect {
+            label,
+            site,
+            release,
+        });
+    }
+
+    fn release(&mut self, bytes: i32) {
+        if bytes != 0 {
+            self.asm.lea(true, GUEST_RSP, at(GUEST_RSP, bytes));
+        }
+    }
+
+    /// Jumps to `label` if the address in RAX is not canonical. Changes R10 and the flags.
+    pub fn check_canonical(&mut self, label: Label) {
+        self.asm.mov(R10, RAX);
+        self.asm.shl(R10, 16);
+        self.asm.sar(R10, 16);
+        self.asm.reg(true, &[0x3b], R10, RAX); // cmp
+        self.asm.jcc(Cond::NE, label);
     }
 
     // What is rare.
@@ -429,17 +457,23 @@ impl Block<'_> {
                     });
                     self.asm.jmp(retry);
                 }
-                Rare::Indirect { label } => {
+                Rare::Indirect {
+                    label,
+                    site,
+                    release,
+                } => {
                     self.asm.bind(label);
+                    let wrong = self.asm.label();
+                    self.check_canonical(wrong);
+                    self.release(release);
                     self.asm.store(Env::target(), RAX);
-                    self.asm
-                        .store_imm32(Env::exit(), Exit::Indirect.encode());
-                    self.asm.jmp_to(self.stubs.exit_saved);
+                    self.leave(Exit::Indirect);
+                    self.asm.bind(wrong);
+                    self.leave(Exit::Fallback(site));
                 }
                 Rare::Leave { label, exit } => {
                     self.asm.bind(label);
-                    self.asm.store_imm32(Env::exit(), exit.encode());
-                    self.asm.jmp_to(self.stubs.exit_saved);
+                    self.leave(exit);
                 }
                 Rare::Jump {
                     label,
@@ -454,6 +488,12 @@ impl Block<'_> {
                 }
             }
         }
+    }
+
+    /// Leaves with the flags in the environment.
+    fn leave(&mut self, exit: Exit) {
+        self.asm.store_imm32(Env::exit(), exit.encode());
+        self.asm.jmp_to(self.stubs.exit_saved);
     }
 
     fn write_jump(

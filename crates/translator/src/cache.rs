@@ -2,7 +2,7 @@
 
 use crate::asm::Asm;
 use crate::block::{Block, Guest, Layout, Rare};
-use crate::env::{CELLS, Env, JUMPS, NO_KEY};
+use crate::env::{CELLS, Env, JUMP_CACHES, JUMPS};
 use crate::mode::{Mode, Space};
 use crate::scan::scan;
 use crate::stubs::{self, Stubs};
@@ -114,7 +114,7 @@ pub struct Cache {
     /// Pages of guest-virtual addresses that jump caches or cells lead to.
     led_to: Set<u64>,
     /// Jump caches with entries that are not global.
-    local_caches: [bool; 3],
+    local_caches: [bool; JUMP_CACHES],
     /// Cells that lead somewhere.
     filled: Vec<u32>,
     /// Those of them that are not global.
@@ -154,7 +154,7 @@ impl Cache {
             pages: Map::default(),
             seen: 0,
             led_to: Set::default(),
-            local_caches: [false; 3],
+            local_caches: [false; JUMP_CACHES],
             filled: Vec::new(),
             local: Vec::new(),
             asm: Asm::default(),
@@ -188,10 +188,10 @@ impl Cache {
     /// Empties all jump caches and cells.
     fn forget_jumps(&mut self, env: &mut Env) {
         self.counts.jump_flushes += 1;
-        for keys in &mut env.jump_keys {
-            keys.fill(NO_KEY);
+        for cache in 0..JUMP_CACHES {
+            env.empty_jump_cache(cache);
         }
-        self.local_caches = [false; 3];
+        self.local_caches = [false; JUMP_CACHES];
         for number in std::mem::take(&mut self.filled) {
             self.empty_cell(env, number);
         }
@@ -202,9 +202,9 @@ impl Cache {
     /// Empties the jump caches and cells that lead to pages that are not global.
     fn forget_local_jumps(&mut self, env: &mut Env) {
         self.counts.jump_flushes += 1;
-        for (local, keys) in self.local_caches.iter_mut().zip(&mut env.jump_keys) {
+        for (cache, local) in self.local_caches.iter_mut().enumerate() {
             if std::mem::take(local) {
-                keys.fill(NO_KEY);
+                env.empty_jump_cache(cache);
             }
         }
         for number in std::mem::take(&mut self.local) {

@@ -2,9 +2,10 @@
 
 use crate::access::{Address, memory_operand};
 use crate::asm::{self, Cond, R10, RAX, at};
-use crate::block::Block;
+use crate::block::{Block, Rare};
 use crate::encoding::Encoding;
 use crate::env::Env;
+use crate::exit::Exit;
 use crate::flags;
 use crate::registers::{self, GUEST_RSP, Place, RSP_NUMBER};
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
@@ -85,7 +86,7 @@ impl Block<'_> {
             Code::Pushq_imm32 | Code::Pushq_imm8 => self.push(Value::Constant(ins.immediate(0))),
             Code::Push_rm64 => self.push_operand(),
             Code::Pop_r64 => self.pop(registers::number(ins.op0_register())),
-            Code::Leaveq => self.leave(),
+            Code::Leaveq => self.leave_frame(),
             Code::Mfence => self.asm.bytes(&[0x0f, 0xae, 0xf0]),
             Code::Sfence => self.asm.bytes(&[0x0f, 0xae, 0xf8]),
             Code::Lfence => self.asm.bytes(&[0x0f, 0xae, 0xe8]),
@@ -119,29 +120,37 @@ impl Block<'_> {
                 self.target(&ins);
                 self.spare_flags(flags::ALL);
                 self.asm.load(RAX, Env::temp(1));
-                self.dispatch();
+                self.dispatch(0);
             }
-            Code::Call_rm64 => {
-                self.target(&ins);
-                self.push(Value::Constant(ins.next_ip()));
-                self.spare_flags(flags::ALL);
-                self.asm.load(RAX, Env::temp(1));
-                self.dispatch();
-            }
+            Code::Call_rm64 => self.call_indirect(&ins),
             _ => {
                 let more = if ins.code() == Code::Retnq_imm16 {
                     i32::from(ins.immediate16())
                 } else {
                     0
                 };
-                self.spare_flags(flags::ALL);
                 self.stack_top(0, false);
                 self.asm.load(RAX, at(R10, 0));
-                self.asm
-                    .lea(true, GUEST_RSP, at(GUEST_RSP, 8 + more));
-                self.dispatch();
+                self.dispatch(8 + more);
             }
         }
+    }
+
+    fn call_indirect(&mut self, ins: &Instruction) {
+        self.target(ins);
+        self.spare_flags(flags::ALL);
+        self.asm.load(RAX, Env::temp(1));
+        // The exception comes before the push.
+        let label = self.asm.label();
+        self.check_canonical(label);
+        let site = self.site();
+        self.rare.push(Rare::Leave {
+            label,
+            exit: Exit::Fallback(site),
+        });
+        self.push(Value::Constant(ins.next_ip()));
+        self.asm.load(RAX, Env::temp(1));
+        self.dispatch(0);
     }
 
     /// The target of an indirect jump or call into the second value on its way.
@@ -239,7 +248,7 @@ impl Block<'_> {
         }
     }
 
-    fn leave(&mut self) {
+    fn leave_frame(&mut self) {
         let live = self.guest().live;
         self.spare_flags(live);
         self.asm.mov(R10, asm::RBP);

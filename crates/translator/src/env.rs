@@ -12,10 +12,6 @@ pub const JUMPS: usize = 4096;
 pub const JUMP_CACHES: usize = 3;
 /// Cells for jumps to other pages.
 pub const CELLS: usize = 1 << 16;
-/// A key that no jump cache is asked for: jumps to addresses that are not canonical never end in
-/// one.
-pub const NO_KEY: u64 = 1 << 62;
-
 /// The environment of one vCPU. GS holds its address while the vCPU runs.
 #[derive(Debug)]
 #[repr(C, align(64))]
@@ -74,10 +70,18 @@ impl Env {
         // SAFETY: every field is an integer, an array of integers or a raw pointer, for all of which
         // zero is a value.
         let mut env = unsafe { Box::<Self>::new_zeroed().assume_init() };
-        for keys in &mut env.jump_keys {
-            keys.fill(NO_KEY);
+        for cache in 0..JUMP_CACHES {
+            env.empty_jump_cache(cache);
         }
         env
+    }
+
+    /// Empties a jump cache.
+    pub fn empty_jump_cache(&mut self, cache: usize) {
+        // Each slot gets the address 1, which belongs to slot 1, and slot 1 gets another's.
+        let keys = &mut self.jump_keys[cache];
+        keys.fill(1);
+        keys[1] = 0;
     }
 
     /// The place of a general-purpose register.

@@ -47,7 +47,9 @@ pub fn scan(core: &Core, mode: Mode, rip: u64, bytes: &[u8], guests: &mut Vec<Gu
     let mut live = flags::ALL;
     for guest in guests.iter_mut().rev() {
         live = guest.effect.live_before(live);
-        guest.live = live;
+        // Counting code is exact to the instruction, even in the flags that a fault shows and that
+        // are overwritten before the program sees them.
+        guest.live = if mode.counting() { flags::ALL } else { live };
     }
     guests.last().map_or(rip, |last| {
         rip.wrapping_add((last.offset + last.ins.len()) as u64)
@@ -81,11 +83,17 @@ fn kind(core: &Core, mode: Mode, ins: &Instruction) -> Kind {
         _ if is_plain(ins) => Kind::Innocuous(Unit::Integer),
         _ => match innocuous(ins) {
             Some(Unit::X87 | Unit::Wait | Unit::Mmx) | None => Kind::Interpreted,
+            Some(_) if has_mmx(ins) => Kind::Interpreted,
             Some(Unit::Sse) if !mode.sse() => Kind::Interpreted,
             Some(Unit::Avx | Unit::Avx512) if !mode.avx() => Kind::Interpreted,
             Some(unit) => Kind::Innocuous(unit),
         },
     }
+}
+
+/// Whether an SSE instruction has an operand of MMX.
+fn has_mmx(ins: &Instruction) -> bool {
+    (0..ins.op_count()).any(|n| ins.op_kind(n) == OpKind::Register && ins.op_register(n).is_mm())
 }
 
 /// Moves and atomic operations of the integer unit.

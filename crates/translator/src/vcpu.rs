@@ -15,6 +15,8 @@ use std::ptr::{self, NonNull};
 /// Exits of generated code, by kind.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counts {
+    /// Instructions executed in counting runs.
+    executed: u64,
     entries: u64,
     links: u64,
     cells: u64,
@@ -326,6 +328,9 @@ impl Vcpu for TranslatorVcpu {
         let before = gs::swap(own);
         let exit = self.run_until_exit();
         gs::swap(before);
+        if let Some(budget) = budget {
+            self.counts.executed += budget - self.processor.remaining;
+        }
         self.processor.end();
         exit
     }
@@ -339,8 +344,14 @@ impl Vcpu for TranslatorVcpu {
     }
 
     fn counters(&self) -> Counters {
-        let mut counters = self.processor.counters();
         let (own, cache) = (&self.counts, &self.cache.counts);
+        let mut counters = self.processor.counters();
+        for (name, _) in &mut counters {
+            if *name == "instructions" {
+                *name = "instructions_interpreted";
+            }
+        }
+        counters.insert(0, ("instructions", own.executed));
         counters.extend([
             ("blocks_translated", cache.translations),
             ("instructions_translated", cache.translated),
