@@ -23,8 +23,10 @@ impl Reason {
     pub const STOP: Self = Self(1 << 4);
     /// Another vCPU's engine asks for something (a flush). The engine's own business.
     pub const ENGINE: Self = Self(1 << 5);
+    /// Somebody wants to know what the vCPU has counted. The machine's business.
+    pub const STATISTICS: Self = Self(1 << 6);
     /// What only the machine can handle: `run` returns [`Exit::Attention`](crate::Exit::Attention).
-    pub const MACHINE: Self = Self(Self::INIT.0 | Self::SIPI.0 | Self::STOP.0);
+    pub const MACHINE: Self = Self(Self::INIT.0 | Self::SIPI.0 | Self::STOP.0 | Self::STATISTICS.0);
 }
 
 impl std::ops::BitOr for Reason {

@@ -129,7 +129,8 @@ pub enum Exit {
     /// HLT (or MWAIT): the vCPU waits for an interrupt. Run it again when its attention word is not
     /// empty.
     Halted,
-    /// The attention word holds a [`Reason`] that is the machine's business: INIT, SIPI or STOP.
+    /// The attention word holds a [`Reason`] that is the machine's business: one of
+    /// [`Reason::MACHINE`].
     Attention,
     /// The vCPU shut down on a triple fault; its state is that of the instruction that caused the
     /// last fault.
@@ -138,7 +139,9 @@ pub enum Exit {
     Budget,
 }
 
-/// Counters of an engine, by name: for `belljar stats` and the tests.
+/// Counters of a vCPU, by name: for a machine's statistics and the tests. An engine has the same
+/// ones, in the same order, for every vCPU, and each is of this vCPU alone, so that their sum is
+/// the machine's.
 pub type Counters = Vec<(&'static str, u64)>;
 
 /// One virtual processor. It is run by one thread at a time, which may change between runs.

@@ -3,9 +3,9 @@
 //! Floor 4 of the house. A [`Machine`] is made from a [`MachineConfig`], the one source of truth
 //! about what it is to be. It chooses an engine, loads the kernel, and runs one thread for each
 //! vCPU and one for the devices' deadlines; a [`MachineHandle`] pauses, resumes, resets and stops
-//! it from any thread, and [`Machine::wait`] gives its [`Outcome`]. It knows nothing of terminals:
-//! its serial console is a [`ConsoleOutput`] that it writes to and a [`ConsoleInput`] that is
-//! written to.
+//! it from any thread and tells its [`Statistics`], and [`Machine::wait`] gives its [`Outcome`]. It
+//! knows nothing of terminals: its serial console is a [`ConsoleOutput`] that it writes to and a
+//! [`ConsoleInput`] that is written to.
 //!
 //! A [`SteppedMachine`] is the same board for tools that want to run the guest themselves, a number
 //! of instructions at a time, and twice in the same way.
@@ -22,6 +22,7 @@ mod machine;
 mod outcome;
 mod power_on;
 mod size;
+mod statistics;
 mod stepped;
 mod vcpu;
 mod wiring;
@@ -35,4 +36,5 @@ pub use error::MachineError;
 pub use machine::{Machine, MachineHandle};
 pub use outcome::{Crash, Outcome};
 pub use size::{BadSize, Size};
+pub use statistics::{Activity, Counters, Statistics, VcpuStatistics};
 pub use stepped::SteppedMachine;

@@ -4,6 +4,7 @@ use crate::board::MachineBoard;
 use crate::console::{ConsoleInput, ConsoleOutput};
 use crate::lifecycle::{Lifecycle, Unwinding};
 use crate::power_on::PowerOn;
+use crate::statistics::{Ledger, Statistics};
 use crate::vcpu::VcpuThread;
 use crate::wiring::Wiring;
 use crate::{MachineConfig, MachineError, Outcome, engines};
@@ -13,6 +14,7 @@ use belljar_engine::{Engine, VcpuSetup};
 use belljar_x86::CpuState;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 /// The name of the thread that serves the devices' deadlines.
 const TIMER_THREAD: &str = "timers";
@@ -56,6 +58,7 @@ impl Machine {
                 clock: wiring.clock,
                 timers: wiring.timers,
                 board: wiring.board,
+                ledger: Arc::new(Ledger::new(wiring.attention)),
                 timer_thread: Mutex::new(None),
             })),
             vcpus: Vec::new(),
@@ -87,6 +90,7 @@ impl Machine {
                 attention: Arc::clone(&setup.attention),
                 lifecycle: Arc::clone(lifecycle),
                 power_on: Arc::clone(power_on),
+                ledger: Arc::clone(&self.handle.0.ledger),
                 signature: setup.cpuid.signature(),
             });
         }
@@ -155,6 +159,7 @@ struct Inner {
     clock: Arc<dyn Clock>,
     timers: Arc<Timers>,
     board: Arc<MachineBoard>,
+    ledger: Arc<Ledger>,
     /// The thread that serves the devices' deadlines while the machine runs. Held while pausing and
     /// resuming, so that these do not overlap.
     timer_thread: Mutex<Option<JoinHandle<()>>>,
@@ -202,6 +207,18 @@ impl MachineHandle {
     /// Resets the machine as its reset button would.
     pub fn reset(&self) {
         self.0.lifecycle.request_reset();
+    }
+
+    /// What the vCPUs have counted so far, whatever the guest does: each looks up for some
+    /// microseconds to tell. It takes `limit` at most, after which a vCPU that has not answered,
+    /// for example because it waits for a slow reader of the console, is not
+    /// [current](crate::VcpuStatistics::current). It is not for the vCPUs' own threads.
+    pub fn statistics(&self, limit: Duration) -> Statistics {
+        let vcpus = self.0.ledger.collect(limit);
+        Statistics {
+            uptime: Duration::from_nanos(self.0.clock.now().0),
+            vcpus,
+        }
     }
 
     /// Ends the machine, whatever the guest does: [`Outcome::Stopped`].

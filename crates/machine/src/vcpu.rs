@@ -2,6 +2,7 @@
 
 use crate::lifecycle::{Lifecycle, Next, Unwinding};
 use crate::power_on::PowerOn;
+use crate::statistics::{Ledger, VcpuStatistics};
 use crate::{Crash, Outcome};
 use belljar_engine::{Attention, Exit, Reason, Vcpu, VcpuId};
 use belljar_x86::bits::rflags;
@@ -16,6 +17,7 @@ pub(crate) struct VcpuThread {
     pub attention: Arc<[Attention]>,
     pub lifecycle: Arc<Lifecycle>,
     pub power_on: Arc<PowerOn>,
+    pub ledger: Arc<Ledger>,
     /// What EDX holds after INIT.
     pub signature: u32,
 }
@@ -26,11 +28,14 @@ impl VcpuThread {
         let lifecycle = Arc::clone(&self.lifecycle);
         let _guard = Unwinding::of_vcpu(&lifecycle, self.id);
         loop {
+            let statistics = self.statistics();
+            self.ledger.rest(self.id, statistics);
             match lifecycle.park(self.id as usize, || self.power_on.reset()) {
                 Next::End => break,
                 Next::Run(Some(state)) => self.vcpu.set_state(*state),
                 Next::Run(None) => {}
             }
+            self.ledger.go_on(self.id);
             self.run_until_called_in();
         }
         tracing::info!(vcpu = self.id, counters = ?self.vcpu.counters(), "ended");
@@ -43,6 +48,10 @@ impl VcpuThread {
     /// Runs guest code until the machine wants the thread back.
     fn run_until_called_in(&mut self) {
         while !self.attention().has(Reason::STOP) {
+            if self.attention().clear(Reason::STATISTICS) {
+                let statistics = self.statistics();
+                self.ledger.answer(self.id, statistics);
+            }
             match self.vcpu.state().activity {
                 Activity::Running | Activity::Halted => self.run_guest(),
                 Activity::WaitForSipi => {
@@ -50,10 +59,16 @@ impl VcpuThread {
                     self.serve_ipis();
                 }
                 Activity::Shutdown => {
-                    self.attention().wait(Reason::STOP, None);
+                    self.attention()
+                        .wait(Reason::STOP | Reason::STATISTICS, None);
                 }
             }
         }
+    }
+
+    /// What the vCPU has counted, and what its thread, which is the one that calls this, has used.
+    fn statistics(&mut self) -> VcpuStatistics {
+        VcpuStatistics::of_this_thread(self.vcpu.state().activity, self.vcpu.counters())
     }
 
     fn run_guest(&mut self) {

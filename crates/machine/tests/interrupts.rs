@@ -97,25 +97,6 @@ fn start_interval_timer(asm: &mut CodeAssembler) -> Assembled {
     out8(asm, 0x40, 0x04)
 }
 
-/// Initialises the 8259As: vectors from 0x20 and 0x28, all inputs masked but those of `unmasked`.
-fn set_up_pics(asm: &mut CodeAssembler, unmasked: u32) -> Assembled {
-    for (port, value) in [
-        (0x20, 0x11),
-        (0xa0, 0x11),
-        (0x21, 0x20),
-        (0xa1, 0x28),
-        (0x21, 4),
-        (0xa1, 2),
-        (0x21, 1),
-        (0xa1, 1),
-        (0x21, !unmasked & 0xff),
-        (0xa1, 0xff),
-    ] {
-        out8(asm, port, value)?;
-    }
-    Ok(())
-}
-
 #[test]
 fn the_interval_timer_interrupts_through_the_8259a() {
     assert_three_ticks(ticking(

@@ -220,6 +220,25 @@ pub fn set_up_interrupts(
     asm.lidt(fword_ptr(POINTER))
 }
 
+/// Initialises the 8259As: vectors from 0x20 and 0x28, all inputs masked but those of `unmasked`.
+pub fn set_up_pics(asm: &mut CodeAssembler, unmasked: u32) -> Assembled {
+    for (port, value) in [
+        (0x20, 0x11),
+        (0xa0, 0x11),
+        (0x21, 0x20),
+        (0xa1, 0x28),
+        (0x21, 4),
+        (0xa1, 2),
+        (0x21, 1),
+        (0xa1, 1),
+        (0x21, !unmasked & 0xff),
+        (0xa1, 0xff),
+    ] {
+        out8(asm, port, value)?;
+    }
+    Ok(())
+}
+
 /// Loads the flat segments: code by a far return, which takes the address that a near call leaves.
 fn load_segments(asm: &mut CodeAssembler) -> Assembled {
     let (mut far_return, mut begin) = (asm.create_label(), asm.create_label());
