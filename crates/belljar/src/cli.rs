@@ -32,6 +32,10 @@ Exit status:
   3  the guest crashed (triple fault); its registers are on standard error
   With --debug-exit, (VALUE << 1) | 1 for the VALUE that the guest wrote.
 
+Signals:
+  SIGUSR1 prints on standard error what the vCPUs have counted; the guest goes on. SIGINT, SIGTERM
+  and others end the machine, and the terminal is as it was before.
+
 Environment:
   BELLJAR_LOG  what to log on standard error: warn, info, belljar_machine=debug… [default: warn]";
 

@@ -12,6 +12,7 @@ mod escape;
 mod guest;
 mod run;
 mod signals;
+mod statistics;
 mod terminal;
 
 use belljar_machine::ConfigError;

@@ -2,7 +2,7 @@
 
 use crate::console::{Console, Outlet, Requests};
 use crate::terminal::{RawTerminal, message};
-use crate::{guest, signals};
+use crate::{guest, signals, statistics};
 use anyhow::{Context, Result};
 use belljar_machine::{
     ConsoleChoice, EngineChoice, Machine, MachineConfig, MachineHandle, Outcome,
@@ -71,6 +71,7 @@ impl Requests for Stopper {
 
 /// Runs the machine of `config` to its end.
 pub fn run(mut config: MachineConfig) -> Result<Ending> {
+    let caught = signals::catch().context("cannot catch signals")?;
     if config.kernel.is_none() {
         guest::provide(&mut config)?;
     }
@@ -87,11 +88,15 @@ pub fn run(mut config: MachineConfig) -> Result<Ending> {
         outlet: console.outlet(),
         reason: Mutex::new(None),
     });
-    signals::watch({
+    let on_end = {
         let stopper = Arc::clone(&stopper);
         move |signal| stopper.stop(StoppedBy::Signal(signal))
-    })
-    .context("cannot watch for signals")?;
+    };
+    let on_statistics = statistics::printer(machine.handle(), machine.engine())
+        .context("cannot start the thread of the statistics")?;
+    caught
+        .watch(on_end, on_statistics)
+        .context("cannot watch for signals")?;
     let terminal = match config.console {
         ConsoleChoice::Stdio => RawTerminal::enter().context("cannot set up the terminal")?,
         _ => None,

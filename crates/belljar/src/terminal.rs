@@ -4,8 +4,8 @@
 //! Any other signal that ends the process, such as SIGKILL, leaves it raw, and so do SIGABRT and
 //! SIGSEGV, which only a defect of Belljar itself raises; `reset` or `stty sane` helps.
 
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
-use std::io::{self, Write, stderr, stdin};
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
+use std::io::{self, IsTerminal, Write, stderr, stdin};
 use std::sync::{Mutex, PoisonError};
 
 /// The settings to restore, while the terminal is raw.
@@ -55,17 +55,29 @@ pub fn restore_on_panic() {
     }));
 }
 
-/// Standard error with line ends that a raw terminal needs too.
+/// Whether standard error shows on a terminal that is raw.
+fn is_raw() -> bool {
+    let raw = FOUND
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .is_some();
+    raw && stderr().is_terminal()
+}
+
+/// Columns of the terminal that standard error shows on; `None` if there is none, or it does not
+/// know.
+pub fn width() -> Option<usize> {
+    let size = tcgetwinsize(stderr()).ok()?;
+    Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
+}
+
+/// Standard error, with the line ends that a raw terminal needs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Messages;
 
 impl Write for Messages {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let raw = FOUND
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_some();
-        if !raw {
+        if !is_raw() {
             return stderr().write(bytes);
         }
         let mut text = Vec::with_capacity(bytes.len() + 8);
@@ -86,5 +98,20 @@ impl Write for Messages {
 
 /// Prints a message for the user. A standard error that is closed loses it.
 pub fn message(text: &str) {
-    let _ = writeln!(Messages, "belljar: {text}");
+    print(&format!("belljar: {text}\n"));
+}
+
+/// Prints lines for the user, which begin on a line of their own where the guest may have left the
+/// cursor anywhere.
+pub fn passage(lines: &str) {
+    if is_raw() {
+        print(&format!("\n{lines}"));
+    } else {
+        print(lines);
+    }
+}
+
+/// Writes all at once, so that nothing that the guest prints comes between.
+fn print(text: &str) {
+    let _ = Messages.write_all(text.as_bytes());
 }

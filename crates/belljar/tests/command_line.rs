@@ -37,6 +37,7 @@ fn help_and_version_are_on_standard_output() {
     for (arguments, text) in [
         (&["--help"][..], "Usage: belljar"),
         (&["run", "--help"], "--debug-exit"),
+        (&["run", "--help"], "SIGUSR1"),
         (&["--version"], env!("CARGO_PKG_VERSION")),
     ] {
         let output = belljar(arguments);

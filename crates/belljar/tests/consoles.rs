@@ -1,122 +1,20 @@
 //! The terminal and the other consoles, as a user meets them.
 
 mod kernel;
+mod program;
 
-use kernel::{CHATTY, POWER_OFF, echoing, kernel, spinning};
+use kernel::{CHATTY, POWER_OFF, echoing, spinning};
+use program::{LIMIT, Run, Terminal, wait_until};
 use rustix::fs::{Mode, OFlags, open};
-use rustix::process::{Pid, Signal, kill_process};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, Termios, tcgetattr};
+use rustix::process::Signal;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
-use tempfile::NamedTempFile;
-
-/// Nothing here takes longer, by far.
-const LIMIT: Duration = Duration::from_mins(1);
-
-/// A pseudo-terminal: the user's side and the program's.
-struct Terminal {
-    user: File,
-    program: OwnedFd,
-}
-
-impl Terminal {
-    fn new() -> Self {
-        let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&user).unwrap();
-        unlockpt(&user).unwrap();
-        let name = ptsname(&user, Vec::new()).unwrap();
-        let program = open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
-        Self {
-            user: user.into(),
-            program,
-        }
-    }
-
-    fn for_program(&self) -> OwnedFd {
-        self.program.try_clone().unwrap()
-    }
-
-    fn settings(&self) -> Termios {
-        tcgetattr(&self.program).unwrap()
-    }
-
-    fn is_raw(&self) -> bool {
-        !self.settings().local_modes.contains(LocalModes::ICANON)
-    }
-
-    /// Reads until `text` has appeared.
-    fn wait_for(&mut self, text: &str) {
-        let mut seen = Vec::new();
-        while !String::from_utf8_lossy(&seen).contains(text) {
-            let mut bytes = [0; 256];
-            let count = self.user.read(&mut bytes).unwrap();
-            seen.extend_from_slice(&bytes[..count]);
-        }
-    }
-}
-
-/// A `belljar run` that is killed if the test fails.
-struct Run {
-    child: Child,
-    _kernel: NamedTempFile,
-}
-
-impl Run {
-    fn start(code: &[u8], arguments: &[&str], set_up: impl FnOnce(&mut Command)) -> Self {
-        let kernel = kernel(code);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_belljar"));
-        command
-            .args(["run", "--memory", "16M", "--kernel"])
-            .arg(kernel.path())
-            .args(arguments)
-            .stdin(Stdio::null());
-        set_up(&mut command);
-        Self {
-            child: command.spawn().unwrap(),
-            _kernel: kernel,
-        }
-    }
-
-    /// One whose standard streams are `terminal`.
-    fn on(terminal: &Terminal, code: &[u8]) -> Self {
-        Self::start(code, &[], |command| {
-            command
-                .stdin(terminal.for_program())
-                .stdout(terminal.for_program())
-                .stderr(terminal.for_program());
-        })
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    fn end(mut self) -> ExitStatus {
-        let limit = Instant::now() + LIMIT;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < limit, "belljar did not end");
-            std::thread::yield_now();
-        }
-    }
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use std::process::Stdio;
+use std::time::Instant;
 
 /// Connects to the socket at `path` once it is there.
 fn connect(path: &Path) -> UnixStream {
@@ -168,7 +66,6 @@ fn signals_end_the_process_with_the_terminal_restored() {
         Signal::HUP,
         Signal::INT,
         Signal::QUIT,
-        Signal::USR1,
         Signal::USR2,
         Signal::ALARM,
         Signal::XCPU,
@@ -248,15 +145,6 @@ fn a_signal_ends_the_wait_for_a_reader_after_the_guest_has_powered_off() {
     wait_until(|| !vcpu_runs());
     run.signal(Signal::TERM);
     assert_eq!(run.end().code(), Some(0));
-}
-
-/// Waits for a condition, which must come true soon.
-fn wait_until(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !condition() {
-        assert!(Instant::now() < deadline, "the condition did not come true");
-        std::thread::yield_now();
-    }
 }
 
 #[test]
