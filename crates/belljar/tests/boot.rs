@@ -1,15 +1,8 @@
 //! Boots of Debian's stock kernels, as a user sees them: through the program's standard streams.
 
-use std::io::{Read, Write};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver};
-use std::thread;
-use std::time::{Duration, Instant};
+mod debian;
 
-/// The end of the default guest's prompt, and busybox's question for the cursor's place.
-const PROMPT: &str = "# \u{1b}[6n";
-/// The longest that any step of a boot may take.
-const LIMIT: Duration = Duration::from_mins(4);
+use debian::{Guest, PROMPT};
 
 /// Kernel messages of level "warning" and above that the same kernel prints on a real PC.
 const EXPECTED_WARNINGS: &[&str] = &[
@@ -19,96 +12,11 @@ const EXPECTED_WARNINGS: &[&str] = &[
     "amd_pstate: the _CPC object is not present in SBIOS or ACPI disabled",
 ];
 
-/// A running guest and its console.
-struct Guest {
-    child: Child,
-    input: ChildStdin,
-    output: Receiver<Vec<u8>>,
-    seen: String,
-}
-
-impl Guest {
-    fn start(arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_belljar"))
-            .args(["run", "--engine", "interpreter"])
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("belljar starts");
-        let input = child.stdin.take().expect("standard input is a pipe");
-        let mut console = child.stdout.take().expect("standard output is a pipe");
-        let (sender, output) = mpsc::channel();
-        thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(count @ 1..) = console.read(&mut bytes) {
-                if sender.send(bytes[..count].to_vec()).is_err() {
-                    break;
-                }
-            }
-        });
-        Self {
-            child,
-            input,
-            output,
-            seen: String::new(),
-        }
-    }
-
-    /// Reads the console until `text` appears; gives what came before it.
-    fn wait_for(&mut self, text: &str) -> String {
-        let deadline = Instant::now() + LIMIT;
-        loop {
-            if let Some(at) = self.seen.find(text) {
-                let before = self.seen[..at].to_owned();
-                self.seen.drain(..at + text.len());
-                return before;
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.output.recv_timeout(left) {
-                Ok(bytes) => self.seen.push_str(&String::from_utf8_lossy(&bytes)),
-                Err(why) => panic!(
-                    "no {text:?} on the console ({why}); its end:\n{}",
-                    self.seen
-                ),
-            }
-        }
-    }
-
-    /// Types a command at the prompt; gives what it printed.
-    fn run(&mut self, command: &str) -> String {
-        writeln!(self.input, "{command}").expect("the console takes input");
-        let printed = self.wait_for(PROMPT);
-        // The terminal echoes the command before, and the prompt begins after, what it printed.
-        let printed = printed.replace('\r', "");
-        let lines: Vec<&str> = printed.lines().skip(1).collect();
-        lines[..lines.len().saturating_sub(1)].join("\n")
-    }
-
-    /// Types `poweroff` and waits for the end.
-    fn power_off(mut self) -> ExitStatus {
-        writeln!(self.input, "poweroff").expect("the console takes input");
-        let deadline = Instant::now() + LIMIT;
-        while Instant::now() < deadline {
-            if let Some(status) = self.child.try_wait().expect("the child can be waited for") {
-                return status;
-            }
-            let _ = self.output.recv_timeout(Duration::from_millis(100));
-        }
-        panic!("the guest did not power off");
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// Boots a suite's kernel and checks it as a user would.
 fn boots(suite: &str, release: &str, cpus: u32) {
-    let mut guest = Guest::start(&["--suite", suite, "--cpus", &cpus.to_string()]);
+    let cpus_flag = cpus.to_string();
+    let machine = ["--suite", suite, "--cpus", &cpus_flag];
+    let mut guest = Guest::start(&[&["--engine", "interpreter"][..], &machine].concat());
     guest.wait_for(PROMPT);
 
     assert!(
