@@ -124,6 +124,18 @@ impl<'a> Apt<'a> {
             })
     }
 
+    /// Fetches packages with all that they depend on, and checks them against the index. Returns
+    /// the directory with their files.
+    pub(crate) fn download_all(&self, packages: &[&str]) -> Result<PathBuf, ImageError> {
+        let mut command = self.command("apt-get");
+        // The status file has no package, so nothing counts as installed.
+        command.args(["-qq", "-o", "APT::Status-Fd=1", "install"]);
+        command.args(["--download-only", "--no-install-recommends", "--yes", "--"]);
+        command.args(packages);
+        self.run_with_progress(command, "apt-get install --download-only")?;
+        Ok(self.root.join("archives"))
+    }
+
     /// A command of apt on our state, whose messages are in English and go to our log.
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);

@@ -3,11 +3,12 @@
 use crate::ImageError;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 const AR_MAGIC: &[u8; 8] = b"!<arch>\n";
 const AR_HEADER: usize = 60;
-/// More than any kernel or busybox has.
+/// More than any kernel or program has.
 const LARGEST: u64 = 1 << 30;
 
 /// Unpacks from the package `deb` the first regular file whose path, without a leading `./` or `/`,
@@ -17,40 +18,81 @@ pub(crate) fn read_file(
     wanted: impl Fn(&str) -> bool,
     description: &str,
 ) -> Result<Vec<u8>, ImageError> {
-    let file = File::open(deb).map_err(ImageError::io("open", deb))?;
-    let bad = |problem: String| ImageError::BadPackage {
-        file: deb
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
-        problem,
-    };
-    find(BufReader::new(file), wanted)
-        .map_err(|e| bad(e.to_string()))?
-        .ok_or_else(|| bad(format!("it has no {description}")))
+    find(open(deb)?, wanted)
+        .map_err(|e| bad(deb, e.to_string()))?
+        .ok_or_else(|| bad(deb, format!("it has no {description}")))
 }
 
 fn find(
     package: impl Read + Seek + 'static,
     wanted: impl Fn(&str) -> bool,
 ) -> io::Result<Option<Vec<u8>>> {
+    let mut found = None;
+    visit_package(package, |path, entry| {
+        if entry.header().entry_type().is_file() && wanted(path) {
+            found = Some(read(path, entry)?);
+            return Ok(ControlFlow::Break(()));
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(found)
+}
+
+/// What a package has at a path.
+pub(crate) type Entry<'a> = tar::Entry<'a, Box<dyn Read>>;
+
+/// Shows `visitor` what is in the package `deb`, with its path without a leading `./` or `/`, until
+/// that has seen enough.
+pub(crate) fn visit(
+    deb: &Path,
+    visitor: impl FnMut(&str, &mut Entry<'_>) -> io::Result<ControlFlow<()>>,
+) -> Result<(), ImageError> {
+    visit_package(open(deb)?, visitor).map_err(|e| bad(deb, e.to_string()))
+}
+
+fn open(deb: &Path) -> Result<BufReader<File>, ImageError> {
+    File::open(deb)
+        .map(BufReader::new)
+        .map_err(ImageError::io("open", deb))
+}
+
+fn bad(deb: &Path, problem: String) -> ImageError {
+    let file = deb.file_name().unwrap_or_default();
+    ImageError::BadPackage {
+        file: file.to_string_lossy().into_owned(),
+        problem,
+    }
+}
+
+fn visit_package(
+    package: impl Read + Seek + 'static,
+    mut visitor: impl FnMut(&str, &mut Entry<'_>) -> io::Result<ControlFlow<()>>,
+) -> io::Result<()> {
     let mut tar = tar::Archive::new(data(package)?);
     for entry in tar.entries()? {
-        let entry = entry?;
+        let mut entry = entry?;
         let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let path = path.trim_start_matches("./").trim_start_matches('/');
-        if entry.header().entry_type().is_file() && wanted(path) {
-            let len = entry.size();
-            if len > LARGEST {
-                return Err(io::Error::other(format!("{path} has {len} bytes")));
-            }
-            let mut bytes = Vec::new();
-            entry.take(LARGEST).read_to_end(&mut bytes)?;
-            return Ok(Some(bytes));
+        if visitor(relative(&path), &mut entry)?.is_break() {
+            break;
         }
     }
-    Ok(None)
+    Ok(())
+}
+
+/// `path` without what makes it absolute.
+pub(crate) fn relative(path: &str) -> &str {
+    path.trim_start_matches("./").trim_start_matches('/')
+}
+
+/// The bytes of the regular file `path`.
+pub(crate) fn read(path: &str, entry: &mut Entry<'_>) -> io::Result<Vec<u8>> {
+    let len = entry.size();
+    if len > LARGEST {
+        return Err(io::Error::other(format!("{path} has {len} bytes")));
+    }
+    let mut bytes = Vec::new();
+    entry.take(LARGEST).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The uncompressed `data.tar` of a package.

@@ -74,8 +74,19 @@ pub enum ImageError {
         /// What is wrong.
         problem: String,
     },
+    /// Two packages, or a package and what is added to it, disagree about a path.
+    #[error("{0} cannot be put into the tree: a part of its path is no directory")]
+    BadPlace(String),
+    /// A file needs another one that is not there.
+    #[error("{file} needs {needed}, which no package has")]
+    Incomplete {
+        /// The file.
+        file: String,
+        /// What it needs: a library, an interpreter, or the target of a link.
+        needed: String,
+    },
     /// There is no directory for the cache.
-    #[error("there is no place for the default guest: set XDG_CACHE_HOME or HOME")]
+    #[error("there is no place for guests: set XDG_CACHE_HOME or HOME")]
     NoCacheDirectory,
     /// A file could not be read or written.
     #[error("cannot {action} {path}")]

@@ -30,6 +30,21 @@ pub(crate) struct Selection {
     pub(crate) text: String,
 }
 
+/// `suite`, or the suite that the sources below `directory` name first: a name that may stand in a
+/// path and in apt's configuration.
+pub(crate) fn suite(directory: &Path, suite: Option<&str>) -> Result<String, ImageError> {
+    let suite = match suite {
+        Some(suite) => suite.to_owned(),
+        None => select(directory, None)?.suite,
+    };
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if suite.starts_with(|c: char| c.is_ascii_alphanumeric()) && suite.chars().all(allowed) {
+        Ok(suite)
+    } else {
+        Err(ImageError::BadSuite(suite))
+    }
+}
+
 /// Chooses from the sources below `directory` those for `suite`, or for the suite that they name
 /// first.
 pub(crate) fn select(directory: &Path, suite: Option<&str>) -> Result<Selection, ImageError> {

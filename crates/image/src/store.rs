@@ -5,10 +5,10 @@
 //! makes the next run fetch the newest packages.
 
 use crate::apt::Apt;
+use crate::cache::{self, write_through};
 use crate::progress::Progress;
 use crate::{ImageError, deb, initramfs, sources};
-use std::fs::{self, File, TryLockError};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 const KERNEL_METAPACKAGE: &str = "linux-image-cloud-amd64";
@@ -41,20 +41,12 @@ pub struct Store {
 }
 
 impl Store {
-    /// The store in the user's cache directory. XDG Base Directory Specification 0.8.
+    /// The store in the user's cache directory.
     ///
     /// # Errors
     /// [`ImageError::NoCacheDirectory`] if the environment names none.
     pub fn of_user() -> Result<Self, ImageError> {
-        let absolute = |name| {
-            std::env::var_os(name)
-                .map(PathBuf::from)
-                .filter(|path| path.is_absolute())
-        };
-        absolute("XDG_CACHE_HOME")
-            .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
-            .map(|cache| Self::at(cache.join("belljar").join("guests")))
-            .ok_or(ImageError::NoCacheDirectory)
+        cache::user_directory("guests").map(Self::at)
     }
 
     /// The store in `directory`, which need not exist.
@@ -71,17 +63,14 @@ impl Store {
     /// # Errors
     /// As for [`default_guest`](crate::default_guest).
     pub fn guest(&self, suite: Option<&str>) -> Result<Guest, ImageError> {
-        let suite = match suite {
-            Some(suite) => suite.to_owned(),
-            None => sources::select(&self.apt_directory, None)?.suite,
-        };
-        check_suite(&suite)?;
+        let suite = sources::suite(&self.apt_directory, suite)?;
         fs::create_dir_all(&self.directory).map_err(ImageError::io("create", &self.directory))?;
-        let _lock = self.lock(&suite)?;
+        let _lock = cache::lock(
+            &self.directory.join(format!("{suite}.lock")),
+            &format!("the guest of {suite}"),
+        )?;
         let home = self.directory.join(&suite);
-        if !home.is_dir() {
-            self.fetch(&suite, &home)?;
-        }
+        cache::make_whole(&home, |contents, aside| self.fetch(&suite, contents, aside))?;
         let initrd = refresh_initrd(&home)?;
         Ok(Guest {
             kernel: home.join(KERNEL),
@@ -91,40 +80,11 @@ impl Store {
         })
     }
 
-    /// Waits until no other process makes the guest of `suite`. The lock ends with the file.
-    fn lock(&self, suite: &str) -> Result<File, ImageError> {
-        let path = self.directory.join(format!("{suite}.lock"));
-        let file = File::create(&path).map_err(ImageError::io("create", &path))?;
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) => {}
-            Err(TryLockError::Error(e)) => return Err(ImageError::io("lock", &path)(e)),
-        }
-        let progress = Progress::new();
-        progress.step(&format!(
-            "another process makes the guest of {suite}; waiting"
-        ));
-        file.lock().map_err(ImageError::io("lock", &path))?;
-        Ok(file)
-    }
-
-    /// Makes the directory `home` with the guest of `suite`.
-    fn fetch(&self, suite: &str, home: &Path) -> Result<(), ImageError> {
-        let partial = self.directory.join(format!("{suite}.partial"));
-        remove_if_there(&partial)?;
-        let result = self.fetch_to(suite, &partial).and_then(|()| {
-            let complete = partial.join("guest");
-            fs::rename(&complete, home).map_err(ImageError::io("rename", complete))
-        });
-        // What is left is of no use, also after a failure, whose cause counts more than this one's.
-        let removed = remove_if_there(&partial);
-        result.and(removed)
-    }
-
-    fn fetch_to(&self, suite: &str, partial: &Path) -> Result<(), ImageError> {
+    /// Puts the parts of the guest of `suite` into `home`, with apt's state `aside`.
+    fn fetch(&self, suite: &str, home: &Path, aside: &Path) -> Result<(), ImageError> {
         let sources = sources::select(&self.apt_directory, Some(suite))?;
         let progress = Progress::new();
-        let apt = Apt::new(partial.join("apt"), &sources, &progress)?;
+        let apt = Apt::new(aside.join("apt"), &sources, &progress)?;
         progress.step(&format!("reading the package index of Debian {suite}"));
         apt.update()?;
         let kernel = kernel_package(&apt, suite)?;
@@ -146,14 +106,12 @@ impl Store {
         let kernel = deb::read_file(&kernel_file, is_kernel, "kernel")?;
         let busybox = deb::read_file(&busybox_file, is_busybox, "busybox")?;
 
-        let complete = partial.join("guest");
-        fs::create_dir(&complete).map_err(ImageError::io("create", &complete))?;
         for (name, bytes) in [
             (KERNEL, kernel.as_slice()),
             (BUSYBOX, &busybox),
             (PACKAGES, versions.concat().as_bytes()),
         ] {
-            write_through(&complete.join(name), bytes)?;
+            write_through(&home.join(name), bytes)?;
         }
         Ok(())
     }
@@ -174,16 +132,6 @@ fn kernel_package(apt: &Apt<'_>, suite: &str) -> Result<String, ImageError> {
     Ok(dependency(&image, "linux-binary-")?.unwrap_or(image))
 }
 
-/// Checks that `suite` is a name that may stand in a path and in apt's configuration.
-fn check_suite(suite: &str) -> Result<(), ImageError> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-';
-    if suite.starts_with(|c: char| c.is_ascii_alphanumeric()) && suite.chars().all(allowed) {
-        Ok(())
-    } else {
-        Err(ImageError::BadSuite(suite.to_owned()))
-    }
-}
-
 /// Makes the initrd of the guest in `home` anew unless it is as this program makes it.
 fn refresh_initrd(home: &Path) -> Result<PathBuf, ImageError> {
     let busybox_path = home.join(BUSYBOX);
@@ -198,25 +146,6 @@ fn refresh_initrd(home: &Path) -> Result<PathBuf, ImageError> {
     write_through(&new, &bytes)?;
     fs::rename(&new, &path).map_err(ImageError::io("rename", new))?;
     Ok(path)
-}
-
-/// Writes a file and has the host put it on its disk, so that a rename never shows half of it.
-fn write_through(path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
-    File::create(path)
-        .and_then(|mut file| {
-            file.write_all(bytes)?;
-            file.sync_all()
-        })
-        .map_err(ImageError::io("write", path))
-}
-
-fn remove_if_there(directory: &Path) -> Result<(), ImageError> {
-    match fs::remove_dir_all(directory) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(ImageError::io("remove", directory)(e))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]
