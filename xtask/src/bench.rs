@@ -1,8 +1,8 @@
 //! Boot time against QEMU's TCG: A against B in one run.
 
+use crate::machines::Machine;
 use crate::{cargo, root, run as run_command};
 use anyhow::{Context, Result, ensure};
-use belljar_image::Guest;
 use clap::Args;
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -10,6 +10,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+const COMMAND_LINE: &str = "console=ttyS0 quiet";
 /// What the shell of the default guest prints when it is ready: the prompt's end and busybox's
 /// question for the cursor's place.
 const PROMPT: &str = "# \u{1b}[6n";
@@ -34,12 +35,19 @@ pub struct Options {
 
 pub fn run(options: &Options) -> Result<()> {
     run_command(cargo().args(["build", "--release", "--package", "belljar"]))?;
-    let guest = belljar_image::default_guest(options.suite.as_deref())?;
+    let mut guest = belljar_image::default_guest(options.suite.as_deref())?;
+    COMMAND_LINE.clone_into(&mut guest.cmdline);
+    let machine = Machine {
+        guest: &guest,
+        memory: 1024,
+        cpus: options.cpus,
+    };
+    let program = root().join("target/release/belljar");
     let (mut belljar, mut qemu) = (Duration::MAX, Duration::MAX);
     for round in 1..=options.rounds {
-        qemu = qemu.min(time_to_prompt(&mut qemu_command(options, &guest)).context("QEMU")?);
-        belljar =
-            belljar.min(time_to_prompt(&mut belljar_command(options, &guest)).context("Belljar")?);
+        qemu = qemu.min(time_to_prompt(&mut machine.qemu()).context("QEMU")?);
+        let mut command = machine.belljar(&program, &options.engine);
+        belljar = belljar.min(time_to_prompt(&mut command).context("Belljar")?);
         eprintln!("round {round}: best so far QEMU TCG {qemu:.2?}, Belljar {belljar:.2?}");
     }
     println!(
@@ -49,58 +57,6 @@ pub fn run(options: &Options) -> Result<()> {
         belljar.as_secs_f64() / qemu.as_secs_f64()
     );
     Ok(())
-}
-
-const COMMAND_LINE: &str = "console=ttyS0 quiet";
-
-fn belljar_command(options: &Options, guest: &Guest) -> Command {
-    let mut command = Command::new(root().join("target/release/belljar"));
-    command
-        .args([
-            "run",
-            "--memory",
-            "1G",
-            "--cmdline",
-            COMMAND_LINE,
-            "--engine",
-            &options.engine,
-        ])
-        .args(["--cpus", &options.cpus.to_string()])
-        .arg("--kernel")
-        .arg(&guest.kernel)
-        .arg("--initrd")
-        .arg(&guest.initrd);
-    command
-}
-
-fn qemu_command(options: &Options, guest: &Guest) -> Command {
-    let mut command = Command::new("qemu-system-x86_64");
-    command
-        .args([
-            "-M",
-            "q35",
-            "-accel",
-            "tcg",
-            "-cpu",
-            "max",
-            "-m",
-            "1024",
-            "-no-reboot",
-        ])
-        .args([
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-serial",
-            "stdio",
-        ])
-        .args(["-append", COMMAND_LINE, "-smp", &options.cpus.to_string()])
-        .arg("-kernel")
-        .arg(&guest.kernel)
-        .arg("-initrd")
-        .arg(&guest.initrd);
-    command
 }
 
 /// Starts a guest and measures the time until its prompt appears on standard output.

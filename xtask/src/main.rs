@@ -2,6 +2,8 @@
 
 mod bench;
 mod fuzz;
+mod machines;
+mod programs;
 mod test;
 
 use anyhow::{Context, Result, ensure};
@@ -22,6 +24,8 @@ enum Chore {
     Test(test::Options),
     /// Times the boot of the default guest under Belljar and under QEMU's TCG, in turn
     BenchBoot(bench::Options),
+    /// Times real programs natively, under QEMU's TCG and under Belljar, in turn
+    BenchPrograms(programs::Options),
     /// Fuzzes the guest-facing parsers, each for a given time
     Fuzz(fuzz::Options),
 }
@@ -53,6 +57,7 @@ fn main() -> Result<()> {
     match Arguments::parse().chore {
         Chore::Test(options) => test::run(&options),
         Chore::BenchBoot(options) => bench::run(&options),
+        Chore::BenchPrograms(options) => programs::run(&options),
         Chore::Fuzz(options) => fuzz::run(&options),
     }
 }

@@ -1,4 +1,4 @@
-//! Packages of Debian with all that they depend on, kept in the user's cache.
+//! Packages of Debian with all that they depend on, kept for the next run.
 
 use crate::apt::Apt;
 use crate::progress::Progress;
@@ -8,24 +8,23 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 /// The files of the packages `names` of `suite`, or of the suite that the host's apt is configured
-/// for, and of all packages that they depend on. They are fetched if they are not here, and never
-/// installed; deleting their directory in the user's cache makes the next call fetch the newest.
+/// for, and of all packages that they depend on. They are kept below `directory`, fetched if they are
+/// not there, and never installed; deleting the directory makes the next call fetch the newest.
 ///
 /// # Errors
 /// As for [`default_guest`](crate::default_guest).
-pub fn packages(suite: Option<&str>, names: &[&str]) -> Result<Vec<PathBuf>, ImageError> {
-    let apt_directory = Path::new(sources::APT_DIRECTORY);
-    of_directory(
-        &cache::user_directory("packages")?,
-        apt_directory,
-        suite,
-        names,
-    )
+pub fn packages(
+    directory: &Path,
+    suite: Option<&str>,
+    names: &[&str],
+) -> Result<Vec<PathBuf>, ImageError> {
+    with_sources(Path::new(sources::APT_DIRECTORY), directory, suite, names)
 }
 
-fn of_directory(
-    directory: &Path,
+/// [`packages`] with the apt configuration in `apt_directory`.
+fn with_sources(
     apt_directory: &Path,
+    directory: &Path,
     suite: Option<&str>,
     names: &[&str],
 ) -> Result<Vec<PathBuf>, ImageError> {
@@ -76,7 +75,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let get = |names: &[&str]| {
             let nowhere = directory.path().join("apt");
-            of_directory(directory.path(), &nowhere, Some("trixie"), names)
+            with_sources(&nowhere, directory.path(), Some("trixie"), names)
         };
         assert!(matches!(
             get(&["a", "b"]),

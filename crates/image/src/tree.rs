@@ -110,10 +110,10 @@ impl Tree {
         self.add(path, Node::File { executable, data })
     }
 
-    /// Whether there is a regular file whose path is `wanted`.
+    /// Whether there is a file or a link whose path is `wanted`.
     pub fn has(&self, wanted: impl Fn(&str) -> bool) -> bool {
-        let is_file = |node: &Node| matches!(node, Node::File { .. });
-        self.nodes.iter().any(|(p, n)| is_file(n) && wanted(p))
+        let mut files = self.nodes.iter().filter(|(_, n)| **n != Node::Directory);
+        files.any(|(path, _)| wanted(path))
     }
 
     /// Leaves what is `wanted` and what that needs to run: interpreters, shared libraries, and the

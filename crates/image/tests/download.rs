@@ -1,7 +1,8 @@
-//! Makes the default guest for real: needs apt, a source of Debian's packages and the network.
+//! Makes the default guest and a tree of packages for real: needs apt, a source of Debian's packages and the network.
 
-use belljar_image::Store;
+use belljar_image::{Store, Tree, packages};
 use std::fs;
+use std::process::Command;
 
 /// Whether `bytes` has the signatures of a Linux bzImage.
 fn is_linux(bytes: &[u8]) -> bool {
@@ -43,4 +44,24 @@ fn a_suite_that_the_mirror_lacks_is_refused_with_apts_reason() {
         .to_string();
     assert!(error.contains("nosuchsuite Release"), "{error}");
     assert!(error.contains("--kernel"), "{error}");
+}
+
+#[test]
+fn a_tree_of_packages_holds_what_a_program_needs_to_run() {
+    let directory = tempfile::tempdir().unwrap();
+    let debs = packages(directory.path(), None, &["dash"]).unwrap();
+    let mut tree = Tree::of_packages(&debs, |path| path.starts_with("usr/")).unwrap();
+    tree.keep(|path| path == "usr/bin/sh").unwrap();
+    assert!(!tree.has(|path| path.starts_with("usr/share/doc/")));
+
+    let root = directory.path().join("root");
+    tree.write_to(&root).unwrap();
+    let libraries = root.join("lib/x86_64-linux-gnu");
+    let output = Command::new(libraries.join("ld-linux-x86-64.so.2"))
+        .arg("--library-path")
+        .arg(&libraries)
+        .arg(root.join("bin/sh"))
+        .args(["-c", "echo it runs"])
+        .output();
+    assert_eq!(output.unwrap().stdout, b"it runs\n");
 }
