@@ -1,7 +1,7 @@
 //! Many cases, and what came of them.
 
-use crate::case::{Case, Failure, Outcome};
-use crate::compare::{Difference, Undefined, differences};
+use crate::case::{Case, Failure, Outcome, Unit};
+use crate::compare::{Difference, Rules, differences};
 use crate::encode::decode;
 use crate::generate::Generator;
 use crate::machine::{Machine, MachineError};
@@ -35,6 +35,9 @@ pub enum CampaignError {
     /// The engine runs no more cases.
     #[error("the machine failed")]
     Machine(#[from] MachineError),
+    /// There is no such engine here.
+    #[error("the engine cannot be had")]
+    Engine(#[from] belljar_machine::MachineError),
 }
 
 impl Runner for Host {
@@ -135,8 +138,8 @@ pub struct Campaign {
     pub generator: Generator,
     /// How many.
     pub cases: u64,
-    /// What undefined flags may do.
-    pub undefined: Undefined,
+    /// How outcomes are judged.
+    pub rules: Rules,
     /// How many mismatches of each instruction to keep.
     pub examples: usize,
     /// Threads.
@@ -159,7 +162,7 @@ impl Campaign {
             let mut pair = Pair {
                 host: Host::new()?,
                 engine: engine()?,
-                undefined: self.undefined,
+                rules: self.rules,
             };
             while !stop.load(Ordering::Relaxed) {
                 let first = next.fetch_add(SHARE, Ordering::Relaxed);
@@ -204,9 +207,9 @@ impl Campaign {
         let lock = || summary.lock().unwrap_or_else(PoisonError::into_inner);
         lock().skipped += wanted - cases.len() as u64;
         for ((case, host), engine) in cases.into_iter().zip(host).zip(engine) {
-            let found = judge(&case, &host, &engine, self.undefined);
+            let found = judge(&case, &host, &engine, self.rules);
             if found.is_empty() {
-                lock().tallies.entry(name(&case)).or_default().cases += 1;
+                lock().tallies.entry(self.name(&case)).or_default().cases += 1;
                 continue;
             }
             let mismatch = pair.minimise(Mismatch {
@@ -214,7 +217,10 @@ impl Campaign {
                 differences: found,
             })?;
             let mut summary = lock();
-            let tally = summary.tallies.entry(name(&mismatch.case)).or_default();
+            let tally = summary
+                .tallies
+                .entry(self.name(&mismatch.case))
+                .or_default();
             tally.cases += 1;
             tally.failed += 1;
             if tally.examples.len() < self.examples {
@@ -222,6 +228,17 @@ impl Campaign {
             }
         }
         Ok(())
+    }
+
+    /// The decoder's name of the instruction that `case` is entered under: of its last one, but of the one that it is about
+    /// if it is a block, whose last one means nothing.
+    fn name(&self, case: &Case) -> String {
+        if case.is_block() {
+            return format!("{:?}", self.generator.catalogue().code(case.index));
+        }
+        let last = case.instructions.last().and_then(|bytes| decode(bytes));
+        let code = last.map_or(Code::INVALID, |e| e.instruction.code());
+        format!("{code:?}")
     }
 
     /// Runs case `index` alone. `None` if there is no such case, and no differences if the outcomes are the same.
@@ -239,28 +256,21 @@ impl Campaign {
         let mut pair = Pair {
             host: Host::new()?,
             engine,
-            undefined: self.undefined,
+            rules: self.rules,
         };
         let differences = pair.run(&case)?;
         Ok(Some(Mismatch { case, differences }))
     }
 }
 
-/// The decoder's name of the last instruction of `case`.
-fn name(case: &Case) -> String {
-    let last = case.instructions.last().and_then(|bytes| decode(bytes));
-    let code = last.map_or(Code::INVALID, |e| e.instruction.code());
-    format!("{code:?}")
-}
-
 fn judge(
     case: &Case,
     host: &Result<Outcome, Failure>,
     engine: &Result<Outcome, Failure>,
-    undefined: Undefined,
+    rules: Rules,
 ) -> Vec<Difference> {
     match (host, engine) {
-        (Ok(host), Ok(engine)) => differences(case, host, engine, undefined),
+        (Ok(host), Ok(engine)) => differences(case, host, engine, rules),
         _ => failures(host, engine),
     }
 }
@@ -269,7 +279,7 @@ fn judge(
 struct Pair {
     host: Host,
     engine: Box<dyn Runner>,
-    undefined: Undefined,
+    rules: Rules,
 }
 
 impl Pair {
@@ -280,30 +290,55 @@ impl Pair {
         let engine = self.engine.run(cases)?;
         let judged = host.iter().zip(&engine);
         Ok(judged
-            .flat_map(|(h, e)| judge(case, h, e, self.undefined))
+            .flat_map(|(h, e)| judge(case, h, e, self.rules))
             .collect())
     }
 
-    /// Makes a sequence that differs shorter: cuts off its end, then turns what is not needed into NOPs.
+    /// Makes a case that differs shorter: cuts off its end, then turns what is not needed into NOPs.
     fn minimise(&mut self, mismatch: Mismatch) -> Result<Mismatch, CampaignError> {
+        let mut whole = mismatch.case.clone();
+        if whole.units.is_empty() {
+            whole.units = vec![Unit::ALONE; whole.instructions.len()];
+        }
         let mut least = mismatch;
-        for length in 1..least.case.instructions.len() {
-            let mut case = least.case.clone();
+        let mut without = vec![false; whole.units.len()];
+        for kept in 1..without.len() {
+            let ended: Vec<bool> = (0..without.len()).map(|unit| unit >= kept).collect();
+            let mut case = whole.without(&ended);
+            let length = whole.units[..kept].iter().map(|u| u.length).sum();
             case.instructions.truncate(length);
-            let differences = self.run(&case)?;
-            if !differences.is_empty() {
-                least = Mismatch { case, differences };
+            if let Some(found) = self.still_differs(case)? {
+                (least, without) = (found, ended);
                 break;
             }
         }
-        for number in 0..least.case.instructions.len() - 1 {
-            let mut case = least.case.clone();
-            case.instructions[number].fill(0x90);
-            let differences = self.run(&case)?;
-            if !differences.is_empty() {
-                least = Mismatch { case, differences };
+        let whole = least.case.clone();
+        // The instruction after which the outcomes part is what the case is entered under.
+        let last = if whole.is_block() {
+            without.len()
+        } else {
+            without
+                .iter()
+                .position(|&ended| ended)
+                .unwrap_or(without.len())
+                - 1
+        };
+        for unit in 0..last {
+            if without[unit] || whole.units[unit].needed {
+                continue;
+            }
+            without[unit] = true;
+            match self.still_differs(whole.without(&without))? {
+                Some(found) => least = found,
+                None => without[unit] = false,
             }
         }
         Ok(least)
+    }
+
+    /// `case` as a mismatch, if it is one.
+    fn still_differs(&mut self, case: Case) -> Result<Option<Mismatch>, CampaignError> {
+        let differences = self.run(&case)?;
+        Ok((!differences.is_empty()).then_some(Mismatch { case, differences }))
     }
 }

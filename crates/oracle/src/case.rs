@@ -1,7 +1,11 @@
 //! A case: instructions and the state that they start from; and an outcome: the state that they end in.
 
-use crate::layout::{CODE, Data};
+use crate::encode::decode;
+use crate::flags::Defined;
+use crate::layout::{BLOCK, BLOCK_CODE_LEN, BlockPages, CODE, CODE_LEN, Data};
+use crate::report::{NOP, relocate};
 use belljar_x86::VectorState;
+use iced_x86::Instruction;
 
 /// Registers of user mode, apart from the vector registers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,6 +23,57 @@ pub struct Registers {
     pub gs_base: u64,
 }
 
+/// What cases are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// One instruction.
+    Single,
+    /// Up to so many instructions, whose branches lead forward.
+    Sequence(usize),
+    /// Up to about so many instructions, with loops, calls, and stores into the instructions themselves.
+    Block(usize),
+}
+
+impl std::fmt::Display for Shape {
+    /// As the program's options give it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Single => f.write_str("--kind single"),
+            Self::Sequence(length) => write!(f, "--kind sequence --length {length}"),
+            Self::Block(length) => write!(f, "--kind block --length {length}"),
+        }
+    }
+}
+
+/// Instructions that can be left out of a case only together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unit {
+    /// How many instructions.
+    pub length: usize,
+    /// The number of the unit that they store into. Without it they must be left out, too.
+    pub patches: Option<usize>,
+    /// Whether the others rely on them.
+    pub needed: bool,
+}
+
+impl Unit {
+    /// An instruction on its own.
+    pub const ALONE: Self = Self {
+        length: 1,
+        patches: None,
+        needed: false,
+    };
+}
+
+/// Data that only a block's own instructions reach: counters, addresses, bytes to be stored into instructions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cells {
+    /// Where they lie in the block's pages.
+    pub offset: usize,
+    /// What they hold at first.
+    pub bytes: Vec<u8>,
+}
+
 /// Instructions and the state that they start from.
 #[derive(Clone, Debug)]
 pub struct Case {
@@ -26,8 +81,16 @@ pub struct Case {
     pub seed: u64,
     /// The case's number in the campaign.
     pub index: u64,
+    /// What it is made of.
+    pub shape: Shape,
     /// The bytes of each instruction, in the order of their addresses. An INT3 follows the last.
     pub instructions: Vec<Vec<u8>>,
+    /// Which of the instructions belong together, in their order; empty if none do.
+    pub units: Vec<Unit>,
+    /// The status flags that its instructions rely on. Of several instructions, none leaves one of these undefined.
+    pub defined_flags: Defined,
+    /// What else lies in a block's pages.
+    pub cells: Cells,
     /// Initial registers; the first instruction lies at RIP.
     pub registers: Registers,
     /// Initial x87 and vector registers.
@@ -42,9 +105,59 @@ impl Case {
         self.instructions.concat()
     }
 
-    /// Where the instructions lie in the code pages.
+    /// The instruction that `outcome` ended at, as the case ended.
+    pub(crate) fn instruction_at(&self, outcome: &Outcome) -> Option<Instruction> {
+        let rip = outcome.registers.rip;
+        let (start, code) = match &outcome.block {
+            Some(pages) => (BLOCK, pages.to_vec()),
+            None => (self.registers.rip, self.code()),
+        };
+        let bytes = code.get(usize::try_from(rip.checked_sub(start)?).ok()?..)?;
+        let mut instruction = decode(bytes)?.instruction;
+        relocate(&mut instruction, rip);
+        Some(instruction)
+    }
+
+    /// The same with NOPs for the units that are marked in `left_out`, and for those that store into them.
+    #[must_use]
+    pub fn without(&self, left_out: &[bool]) -> Self {
+        let mut case = self.clone();
+        let is_out = |number: usize| left_out.get(number).copied().unwrap_or(false);
+        let mut rest = case.instructions.iter_mut();
+        for (number, unit) in self.units.iter().enumerate() {
+            let goes = is_out(number) || unit.patches.is_some_and(is_out);
+            for instruction in rest.by_ref().take(unit.length) {
+                if goes {
+                    instruction.fill(NOP);
+                }
+            }
+        }
+        case
+    }
+
+    /// Whether it is a block, which lies in pages of its own that it may write to.
+    pub fn is_block(&self) -> bool {
+        matches!(self.shape, Shape::Block(_))
+    }
+
+    /// First address and length of the pages that the instructions lie in.
+    fn pages(&self) -> (u64, usize) {
+        if self.is_block() {
+            (BLOCK, BLOCK_CODE_LEN)
+        } else {
+            (CODE, CODE_LEN)
+        }
+    }
+
+    /// Where the instructions lie in their pages.
     pub fn code_offset(&self) -> usize {
-        self.registers.rip.wrapping_sub(CODE) as usize
+        let (start, length) = self.pages();
+        (self.registers.rip.wrapping_sub(start) as usize).min(length)
+    }
+
+    /// How many bytes of instructions their pages have room for.
+    pub fn room(&self) -> usize {
+        self.pages().1 - self.code_offset()
     }
 }
 
@@ -71,6 +184,8 @@ pub struct Outcome {
     pub vector: VectorState,
     /// Final content of the data pages.
     pub data: Box<Data>,
+    /// Final content of a block's pages.
+    pub block: Option<Box<BlockPages>>,
 }
 
 /// How a case ended without an outcome.

@@ -7,6 +7,8 @@ use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, Mnemonic, Register
 #[derive(Clone, Debug)]
 pub struct Catalogue {
     codes: Vec<Code>,
+    /// Those that hardly ever fault.
+    calm: Vec<Code>,
     /// Positions in `codes` that the campaign runs.
     chosen: Vec<usize>,
 }
@@ -22,7 +24,12 @@ impl Catalogue {
             })
             .collect();
         let chosen = (0..codes.len()).collect();
-        Self { codes, chosen }
+        let calm = codes.iter().copied().filter(|&c| is_calm(c)).collect();
+        Self {
+            codes,
+            calm,
+            chosen,
+        }
     }
 
     /// Keeps those whose mnemonic or encoding is one of `names` (as the decoder spells them, in any case).
@@ -40,6 +47,11 @@ impl Catalogue {
     /// The instructions of this catalogue.
     pub fn codes(&self) -> &[Code] {
         &self.codes
+    }
+
+    /// Those of them that hardly ever fault while their memory operands are good.
+    pub fn calm(&self) -> &[Code] {
+        &self.calm
     }
 
     /// How many of them the campaign runs.
@@ -80,6 +92,34 @@ fn is_comparable(code: Code) -> bool {
         // Makers differ in whether it reads 16 or 32 bits.
         && code != Code::Movsxd_r16_rm16
         && !is_sensitive(code.mnemonic())
+}
+
+/// Whether `code` is a plain integer instruction.
+fn is_calm(code: Code) -> bool {
+    use CpuidFeature as F;
+    use Mnemonic as M;
+    let old = code.cpuid_features().iter().all(|feature| {
+        matches!(
+            feature,
+            F::INTEL8086
+                | F::INTEL186
+                | F::INTEL286
+                | F::INTEL386
+                | F::INTEL486
+                | F::CMOV
+                | F::X64
+                | F::POPCNT
+                | F::LZCNT
+                | F::BMI1
+                | F::BMI2
+                | F::CX8
+        )
+    });
+    let stops = matches!(
+        code.mnemonic(),
+        M::Div | M::Idiv | M::Popf | M::Popfd | M::Popfq
+    );
+    old && !stops && code.flow_control() == FlowControl::Next
 }
 
 /// Far transfers need descriptors, which the host's and the machine's tables do not share.

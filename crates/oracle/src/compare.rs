@@ -2,7 +2,9 @@
 
 use crate::case::{Case, Outcome};
 use crate::encode::decode;
-use crate::layout::{DATA, Data, PAGE, data_offset};
+use crate::flags::in_rflags;
+use crate::layout::{BLOCK, DATA, PAGE, data_offset, is_readable};
+use crate::report::operand_address;
 use belljar_x86::bits::rflags;
 use iced_x86::{MemorySize, Mnemonic, RflagsBits};
 use std::ops::Range;
@@ -22,14 +24,36 @@ pub(crate) fn is_x87_image(size: MemorySize) -> bool {
     )
 }
 
-/// What to do with flags that the manual calls undefined after an instruction.
+/// What to do with flags of some kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Undefined {
+pub enum Flags {
     /// They may differ.
     Ignore,
-    /// They must be the host's all the same.
+    /// They must be the host's.
     Compare,
 }
+
+/// How outcomes are judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Flags that the manual calls undefined after an instruction.
+    pub undefined: Flags,
+    /// The status flags at an exception that an access to memory raised: #SS, #GP, #PF or #AC.
+    pub at_memory_fault: Flags,
+}
+
+impl Default for Rules {
+    /// All that the manual defines is compared.
+    fn default() -> Self {
+        Self {
+            undefined: Flags::Ignore,
+            at_memory_fault: Flags::Compare,
+        }
+    }
+}
+
+/// The vectors of [`Rules::at_memory_fault`].
+const MEMORY_FAULTS: [u64; 4] = [12, 13, 14, 17];
 
 /// One difference.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +111,27 @@ impl Differences {
             });
         }
     }
+
+    /// Memory that begins at `start`.
+    fn bytes(&mut self, start: u64, host: &[u8], engine: &[u8]) {
+        let differs = |at: &usize| host[*at] != engine[*at];
+        let all = 0..host.len();
+        if let (Some(first), Some(last)) = (all.clone().find(differs), all.rev().find(differs)) {
+            let (from, to) = (start + first as u64, start + last as u64);
+            let end = (last + 1).min(first + 64);
+            self.0.push(Difference {
+                what: format!("memory at {from:#x} to {to:#x}"),
+                host: hex_bytes(&host[first..end]),
+                engine: hex_bytes(&engine[first..end]),
+            });
+        }
+    }
+}
+
+/// Bytes in the order of their addresses.
+pub fn hex_bytes(bytes: &[u8]) -> String {
+    let digits: Vec<String> = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    digits.join(" ")
 }
 
 /// A register of several words, the most significant one first.
@@ -96,26 +141,26 @@ pub fn hex(words: &[u64]) -> String {
 }
 
 /// All differences between the `host`'s and the `engine`'s outcome of `case`.
-pub fn differences(
-    case: &Case,
-    host: &Outcome,
-    engine: &Outcome,
-    undefined: Undefined,
-) -> Vec<Difference> {
+pub fn differences(case: &Case, host: &Outcome, engine: &Outcome, rules: Rules) -> Vec<Difference> {
     let mut found = Differences::default();
     if host.vector.x87.mxcsr & MISALIGNED_MODE != 0 {
         return found.0;
     }
-    let ignored = match undefined {
-        Undefined::Ignore => undefined_flags(case),
-        Undefined::Compare => Ignored::default(),
+    let mut ignored = match rules.undefined {
+        Flags::Ignore => undefined_flags(case),
+        Flags::Compare => Ignored::default(),
     };
+    if rules.at_memory_fault == Flags::Ignore && MEMORY_FAULTS.contains(&host.fault.vector) {
+        ignored.rflags |= rflags::STATUS;
+    }
     compare_faults(case, host, engine, &mut found);
     compare_registers(host, engine, &ignored, &mut found);
-    let mut ignored = ignored;
     ignored.x87 = is_turning(case, host);
     compare_vectors(host, engine, &ignored, &mut found);
     compare_data(case, host, engine, &mut found);
+    if let (Some(host), Some(engine)) = (&host.block, &engine.block) {
+        found.bytes(BLOCK, &**host, &**engine);
+    }
     found.0
 }
 
@@ -125,11 +170,35 @@ fn compare_faults(case: &Case, host: &Outcome, engine: &Outcome, found: &mut Dif
     let last = case.instructions.last().and_then(|bytes| decode(bytes));
     let large = last.is_some_and(|e| is_x87_image(e.instruction.memory_size()));
     let page = if large { !(PAGE as u64 - 1) } else { u64::MAX };
+    if is_open_order(case, host, engine) {
+        return;
+    }
     found.number(|| "exception".into(), h.vector, e.vector);
     // Linux reports every fault beyond user mode's half as one at a present page.
     let hidden = u64::from(h.vector == 14 && h.address >= USER_END);
     found.number(|| "error code".into(), h.error & !hidden, e.error & !hidden);
     found.number(|| "cr2".into(), h.address & page, e.address & page);
+}
+
+/// Whether both outcomes ended at the same CMPS with a fault of one operand each, and neither operand can be had: the manual
+/// does not say which one is looked at first.
+fn is_open_order(case: &Case, host: &Outcome, engine: &Outcome) -> bool {
+    let faults = [host, engine].map(|o| MEMORY_FAULTS.contains(&o.fault.vector));
+    if faults != [true; 2] || host.registers.rip != engine.registers.rip {
+        return false;
+    }
+    let Some(instruction) = case.instruction_at(host) else {
+        return false;
+    };
+    let compares = matches!(
+        instruction.mnemonic(),
+        Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq
+    );
+    let lost = |operand| {
+        let address = operand_address(&instruction, operand, &host.registers);
+        address.is_some_and(|at| !is_readable(at, instruction.memory_size().size()))
+    };
+    compares && lost(0) && lost(1)
 }
 
 fn compare_registers(host: &Outcome, engine: &Outcome, ignored: &Ignored, found: &mut Differences) {
@@ -177,27 +246,7 @@ fn compare_data(case: &Case, host: &Outcome, engine: &Outcome, found: &mut Diffe
         h[range.clone()].fill(0);
         e[range].fill(0);
     }
-    let differs = |at: &usize| h[*at] != e[*at];
-    let all = 0..h.len();
-    if let (Some(first), Some(last)) = (all.clone().find(differs), all.rev().find(differs)) {
-        let end = (last + 1).min(first + 64);
-        let text = |data: &Data| {
-            let bytes: Vec<String> = data[first..end]
-                .iter()
-                .map(|b| format!("{b:02x}"))
-                .collect();
-            bytes.join(" ")
-        };
-        found.0.push(Difference {
-            what: format!(
-                "memory at {:#x} to {:#x}",
-                DATA + first as u64,
-                DATA + last as u64
-            ),
-            host: text(&h),
-            engine: text(&e),
-        });
-    }
+    found.bytes(DATA, &*h, &*e);
 }
 
 /// Flags that may differ.
@@ -209,16 +258,8 @@ struct Ignored {
     x87: bool,
 }
 
-/// Flags that some instruction of `case` leaves undefined.
+/// Flags that some instruction of `case` leaves undefined, or of a block may.
 fn undefined_flags(case: &Case) -> Ignored {
-    const RFLAGS: [(u32, u64); 6] = [
-        (RflagsBits::OF, rflags::OF),
-        (RflagsBits::SF, rflags::SF),
-        (RflagsBits::ZF, rflags::ZF),
-        (RflagsBits::AF, rflags::AF),
-        (RflagsBits::CF, rflags::CF),
-        (RflagsBits::PF, rflags::PF),
-    ];
     const FSW: [(u32, u16); 4] = [
         (RflagsBits::C0, 1 << 8),
         (RflagsBits::C1, 1 << 9),
@@ -232,10 +273,7 @@ fn undefined_flags(case: &Case) -> Ignored {
         .fold(0, |bits, e| bits | e.instruction.rflags_undefined());
     let chosen = |name: u32| bits & name != 0;
     Ignored {
-        rflags: RFLAGS
-            .iter()
-            .filter(|f| chosen(f.0))
-            .fold(0, |m, f| m | f.1),
+        rflags: in_rflags(bits) | case.defined_flags.others(),
         fsw: FSW.iter().filter(|f| chosen(f.0)).fold(0, |m, f| m | f.1),
         x87: false,
     }

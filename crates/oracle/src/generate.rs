@@ -1,12 +1,14 @@
 //! Makes case `index` of a seed.
 
 use crate::aim::Aim;
-use crate::case::Case;
+use crate::block;
+use crate::case::{Case, Cells, Shape};
 use crate::catalogue::{Catalogue, gpr_number, is_branch};
 use crate::encode::{Addressing, Encoded, PINNED, decode, encode, spoil};
+use crate::flags::Defined;
 use crate::layout::{CODE, CODE_FIRST, CODE_LEN, DATA, PAGE};
 use crate::random::Random;
-use crate::state::{Contents, registers, vector};
+use crate::state::{Contents, clear_absent, registers, vector};
 use iced_x86::{
     Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, Register,
 };
@@ -19,19 +21,24 @@ pub const MOST_INSTRUCTIONS: usize = 64;
 #[derive(Debug)]
 pub struct Generator {
     seed: u64,
-    length: usize,
+    shape: Shape,
     xcr0: u64,
     catalogue: Catalogue,
     contents: Contents,
 }
 
 impl Generator {
-    /// Cases of up to `length` instructions (1 to [`MOST_INSTRUCTIONS`]) from `catalogue`, which begin with the XSAVE
-    /// components of `xcr0` at random and the others in their initial state.
-    pub fn new(seed: u64, length: usize, xcr0: u64, catalogue: Catalogue) -> Self {
+    /// Cases of `shape`, of up to [`MOST_INSTRUCTIONS`] instructions from `catalogue`, which begin with the XSAVE components
+    /// of `xcr0` at random and the others in their initial state.
+    pub fn new(seed: u64, shape: Shape, xcr0: u64, catalogue: Catalogue) -> Self {
+        let possible = |length: usize| length.clamp(2, MOST_INSTRUCTIONS);
         Self {
             seed,
-            length: length.clamp(1, MOST_INSTRUCTIONS),
+            shape: match shape {
+                Shape::Single => Shape::Single,
+                Shape::Sequence(length) => Shape::Sequence(possible(length)),
+                Shape::Block(length) => Shape::Block(possible(length)),
+            },
             xcr0,
             catalogue,
             contents: Contents::new(seed),
@@ -54,16 +61,22 @@ impl Generator {
         let mut case = Case {
             seed: self.seed,
             index,
+            shape: self.shape,
             instructions: Vec::new(),
+            units: Vec::new(),
+            defined_flags: Defined::ALL,
+            cells: Cells::default(),
             registers: registers(&mut random),
             vector: vector(&mut random, self.xcr0),
             data: self.contents.pick(&mut random),
         };
-        if self.length == 1 {
-            self.single(&mut case, &mut random)?;
-        } else {
-            self.sequence(&mut case, &mut random)?;
+        match self.shape {
+            Shape::Single => self.single(&mut case, &mut random)?,
+            Shape::Sequence(most) => self.sequence(&mut case, &mut random, most)?,
+            Shape::Block(most) => block::fill(&mut case, &mut random, &self.catalogue, most)?,
         }
+        // Aiming may have written to all of a register.
+        clear_absent(&mut case.vector, self.xcr0);
         Some(case)
     }
 
@@ -107,12 +120,15 @@ impl Generator {
 
     /// Several instructions, which leave alone the registers that memory operands are based on. Relative branches lead
     /// forward, so that every case ends.
-    fn sequence(&self, case: &mut Case, random: &mut Random) -> Option<()> {
+    fn sequence(&self, case: &mut Case, random: &mut Random, most: usize) -> Option<()> {
         for number in PINNED {
             case.registers.gpr[number] = DATA + 512 + random.below(PAGE as u64);
         }
         case.registers.gpr[4] = DATA + 1024 + 8 * random.below(512);
-        let length = 2 + random.below(self.length as u64 - 1) as usize;
+        let defined = Defined::pick(random);
+        case.defined_flags = defined;
+        let mut accept = |i: &Instruction| leaves_alone(i, &PINNED) && defined.allows(i);
+        let length = 2 + random.below(most as u64 - 1) as usize;
         let mut code = self.catalogue.code(case.index);
         let mut sequence: Vec<Encoded> = Vec::with_capacity(length);
         for at in 0..length {
@@ -122,8 +138,8 @@ impl Generator {
                     let codes = self.catalogue.codes();
                     code = random.pick(codes);
                 }
-                (last || fits_in_sequence(code))
-                    .then(|| encode(code, random, Addressing::Pinned, &mut leaves_pinned_alone))?
+                let fits = (last || fits_in_sequence(code)) && defined.allows_code(code);
+                fits.then(|| encode(code, random, Addressing::Pinned, &mut accept))?
             });
             sequence.push(next?);
         }
@@ -148,7 +164,7 @@ fn place(random: &mut Random, len: usize) -> usize {
 
 /// Whether an instruction with `code` may stand elsewhere than at the end: not if it leads to where a pointer says, nor if
 /// it stores the pointers of x87, which are not compared, and which others could load.
-fn fits_in_sequence(code: Code) -> bool {
+pub(crate) fn fits_in_sequence(code: Code) -> bool {
     let stores_pointers = matches!(
         code.mnemonic(),
         Mnemonic::Fnstenv | Mnemonic::Fnsave | Mnemonic::Fxsave | Mnemonic::Fxsave64
@@ -160,8 +176,8 @@ fn fits_in_sequence(code: Code) -> bool {
         )
 }
 
-/// Whether `instruction` writes none of the pinned registers, and the stack pointer only as the stack instructions do.
-fn leaves_pinned_alone(instruction: &Instruction) -> bool {
+/// Whether `instruction` writes none of the registers `pinned`, and the stack pointer only as the stack instructions do.
+pub(crate) fn leaves_alone(instruction: &Instruction, pinned: &[usize]) -> bool {
     let mut factory = InstructionInfoFactory::new();
     let info = factory.info(instruction);
     let writes = |register: Register| {
@@ -172,11 +188,11 @@ fn leaves_pinned_alone(instruction: &Instruction) -> bool {
     let stack = instruction.is_stack_instruction() || !writes(Register::RSP);
     let segment = matches!(instruction.segment_prefix(), Register::FS | Register::GS);
     let narrow = instruction.memory_base().is_gpr32();
-    let pinned = |register: Register| gpr_number(register).is_some_and(|n| PINNED.contains(&n));
+    let is_pinned = |register: Register| gpr_number(register).is_some_and(|n| pinned.contains(&n));
     let written = info
         .used_registers()
         .iter()
-        .any(|used| pinned(used.register()) && !matches!(used.access(), OpAccess::Read));
+        .any(|used| is_pinned(used.register()) && !matches!(used.access(), OpAccess::Read));
     // Zen 5 gives vector instructions a stale RSP after a PUSH.
     let vector_of_rsp = instruction.op0_register().is_vector_register()
         && (1..instruction.op_count())
@@ -233,19 +249,20 @@ mod tests {
     use super::*;
     use crate::features::host_cpuid;
 
-    fn generator(length: usize) -> Generator {
-        Generator::new(11, length, u64::MAX, Catalogue::new(&host_cpuid, &|_| true))
+    fn generator(shape: Shape) -> Generator {
+        Generator::new(11, shape, u64::MAX, Catalogue::new(&host_cpuid, &|_| true))
     }
 
     #[test]
     fn the_same_seed_and_index_make_the_same_case() {
-        for length in [1, 8] {
-            let (first, second) = (generator(length), generator(length));
+        for shape in [Shape::Single, Shape::Sequence(8), Shape::Block(48)] {
+            let (first, second) = (generator(shape), generator(shape));
             for index in 0..200 {
                 let (a, b) = (first.case(index), second.case(index));
                 let (Some(a), Some(b)) = (a, b) else { continue };
                 assert_eq!(a.instructions, b.instructions);
                 assert_eq!(a.registers, b.registers);
+                assert_eq!((a.units, a.cells), (b.units, b.cells));
                 assert!(a.vector == b.vector && a.data == b.data);
             }
         }
@@ -253,7 +270,7 @@ mod tests {
 
     #[test]
     fn relative_branches_of_a_sequence_lead_forward_to_an_instruction() {
-        let generator = generator(32);
+        let generator = generator(Shape::Sequence(32));
         for index in 0..300 {
             let Some(case) = generator.case(index) else {
                 continue;

@@ -4,10 +4,13 @@
 //! halted tell everything about the exception that ended the case.
 
 use crate::case::{Case, Failure, Fault, Outcome, Registers};
-use crate::layout::{CODE, CODE_LEN, DATA, DATA_LEN, FILL, PAGE, READ_ONLY_PAGE};
+use crate::layout::{
+    BLOCK, BLOCK_LEN, BlockPages, CODE, CODE_LEN, DATA, DATA_LEN, FILL, PAGE, READ_ONLY_PAGE,
+};
+use crate::watchdog::Watchdog;
 use belljar_clock::{Entropy, ManualClock};
 use belljar_engine::{
-    Attention, Board, Engine, EngineError, Exit, MsrRefused, Vcpu, VcpuId, VcpuSetup,
+    Attention, Board, Engine, EngineError, Exit, MsrRefused, Reason, Vcpu, VcpuId, VcpuSetup,
 };
 use belljar_memory::{GuestMemory, GuestPhysAddr, MemoryError};
 use belljar_x86::bits::{cr0, cr4, efer};
@@ -44,6 +47,7 @@ const SUPERVISOR_TABLES: [u64; 3] = [0x5000, 0x6000, 0x7000];
 const SUPERVISOR_PHYS: u64 = 0x8000;
 const CODE_PHYS: u64 = 0x1_0000;
 const DATA_PHYS: u64 = 0x2_0000;
+const BLOCK_PHYS: u64 = 0x3_0000;
 
 /// Selectors as Linux has them.
 const KERNEL_CODE: u16 = 0x10;
@@ -64,6 +68,9 @@ const WITH_ERROR: [u64; 7] = [8, 10, 11, 12, 13, 14, 17];
 /// Why no machine could be made for an engine.
 #[derive(Debug, Error)]
 pub enum MachineError {
+    /// There is no thread to watch over it.
+    #[error("the host gives no thread")]
+    Thread(#[from] std::io::Error),
     /// There is no memory for it.
     #[error("the machine has no memory")]
     Memory(#[from] MemoryError),
@@ -125,7 +132,10 @@ pub struct Machine {
     engine: Arc<dyn Engine>,
     cpuid: Arc<CpuidModel>,
     memory: GuestMemory,
+    attention: Arc<[Attention]>,
     vcpu: Box<dyn Vcpu>,
+    /// Ends cases that take too long, where no budget does.
+    watchdog: Option<Watchdog>,
     /// The state that is the same for all cases.
     base: CpuState,
 }
@@ -152,16 +162,30 @@ impl Machine {
         write_paging(&memory)?;
         write_tables(&memory)?;
         memory.write(GuestPhysAddr(CODE_PHYS), &[FILL; CODE_LEN])?;
+        memory.write(GuestPhysAddr(BLOCK_PHYS), &[FILL; BLOCK_LEN])?;
         let mut base = base_state(xcr0);
         base.cr4 &= cpuid.cr4_mask();
-        let vcpu = create_vcpu(&*engine, &memory, &cpuid, &base)?;
+        let attention: Arc<[Attention]> = Arc::new([Attention::new()]);
+        let vcpu = create_vcpu(&*engine, &memory, &attention, &cpuid, &base)?;
         Ok(Self {
             engine,
             cpuid,
             memory,
+            attention,
             vcpu,
+            watchdog: None,
             base,
         })
+    }
+
+    /// The machine, which runs cases without a budget of instructions from now on, as machines run their guests; the engine
+    /// may do so by other ways.
+    ///
+    /// # Errors
+    /// [`MachineError::Thread`]
+    pub fn without_budget(mut self) -> Result<Self, MachineError> {
+        self.watchdog = Some(Watchdog::new(&self.attention)?);
+        Ok(self)
     }
 
     /// Runs `case` and tells how it ended. An engine that panics has failed at the case, and gets a new vCPU.
@@ -170,20 +194,30 @@ impl Machine {
     /// [`MachineError`] if the engine makes no new vCPU.
     pub fn run(&mut self, case: &Case) -> Result<Result<Outcome, Failure>, MachineError> {
         let code = case.code();
-        let offset = case.code_offset().min(CODE_LEN);
-        let code = &code[..code.len().min(CODE_LEN - offset)];
-        let at = GuestPhysAddr(CODE_PHYS + offset as u64);
+        let code = &code[..code.len().min(case.room())];
+        let pages = if case.is_block() {
+            BLOCK_PHYS
+        } else {
+            CODE_PHYS
+        };
+        let at = GuestPhysAddr(pages + case.code_offset() as u64);
         self.memory.write(at, code)?;
+        let cells = GuestPhysAddr(BLOCK_PHYS + case.cells.offset as u64);
+        self.memory.write(cells, &case.cells.bytes)?;
         self.memory.write(GuestPhysAddr(DATA_PHYS), &*case.data)?;
         self.vcpu.set_state(self.initial(case));
-        let vcpu = &mut self.vcpu;
-        let exit = catch_unwind(AssertUnwindSafe(|| vcpu.run(Some(BUDGET))));
-        let outcome = match exit {
-            Ok(Exit::Halted) => self.outcome()?,
-            Ok(Exit::Budget) => Err(Failure::Hung),
+        let outcome = match self.execute() {
+            Ok(Exit::Halted) => self.outcome(case.is_block())?,
+            Ok(Exit::Budget | Exit::Attention) => Err(Failure::Hung),
             Ok(exit) => Err(Failure::Died(format!("left the engine by {exit:?}"))),
             Err(panic) => {
-                self.vcpu = create_vcpu(&*self.engine, &self.memory, &self.cpuid, &self.base)?;
+                self.vcpu = create_vcpu(
+                    &*self.engine,
+                    &self.memory,
+                    &self.attention,
+                    &self.cpuid,
+                    &self.base,
+                )?;
                 let text = panic.downcast_ref::<String>().map(String::as_str);
                 let text = text
                     .or(panic.downcast_ref::<&str>().copied())
@@ -191,8 +225,31 @@ impl Machine {
                 Err(Failure::Died(format!("made the engine panic: {text}")))
             }
         };
-        self.memory.write(at, &vec![FILL; code.len()])?;
+        if case.is_block() {
+            let pages = GuestPhysAddr(BLOCK_PHYS);
+            self.memory.write(pages, &[FILL; BLOCK_LEN])?;
+        } else {
+            self.memory.write(at, &vec![FILL; code.len()])?;
+        }
         Ok(outcome)
+    }
+
+    /// Runs the vCPU to the end of a case.
+    fn execute(&mut self) -> std::thread::Result<Exit> {
+        let budget = match &self.watchdog {
+            Some(watchdog) => {
+                watchdog.begin();
+                None
+            }
+            None => Some(BUDGET),
+        };
+        let vcpu = &mut self.vcpu;
+        let exit = catch_unwind(AssertUnwindSafe(|| vcpu.run(budget)));
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.end();
+            self.attention[0].clear(Reason::STOP);
+        }
+        exit
     }
 
     /// The state in which `case` begins.
@@ -209,7 +266,7 @@ impl Machine {
     }
 
     /// The outcome of the case that has just halted in a handler.
-    fn outcome(&mut self) -> Result<Result<Outcome, Failure>, MemoryError> {
+    fn outcome(&mut self, is_block: bool) -> Result<Result<Outcome, Failure>, MemoryError> {
         let state = self.vcpu.state();
         let vector = state.rip.wrapping_sub(HANDLERS) / HANDLER_STEP;
         if vector >= 32 {
@@ -254,6 +311,7 @@ impl Machine {
         };
         let mut data = Box::new([0; DATA_LEN]);
         self.memory.read(GuestPhysAddr(DATA_PHYS), &mut *data)?;
+        let block = is_block.then(|| block_pages(&self.memory)).transpose()?;
         let mut vector = state.vector.clone();
         for st in &mut vector.x87.st {
             st[1] &= 0xffff;
@@ -263,13 +321,22 @@ impl Machine {
             registers,
             vector,
             data,
+            block,
         }))
     }
+}
+
+/// What the pages of blocks hold.
+fn block_pages(memory: &GuestMemory) -> Result<Box<BlockPages>, MemoryError> {
+    let mut pages = Box::new([0; BLOCK_LEN]);
+    memory.read(GuestPhysAddr(BLOCK_PHYS), &mut *pages)?;
+    Ok(pages)
 }
 
 fn create_vcpu(
     engine: &dyn Engine,
     memory: &GuestMemory,
+    attention: &Arc<[Attention]>,
     cpuid: &Arc<CpuidModel>,
     state: &CpuState,
 ) -> Result<Box<dyn Vcpu>, EngineError> {
@@ -277,7 +344,7 @@ fn create_vcpu(
         id: 0,
         memory: memory.clone(),
         board: Arc::new(EmptyBoard),
-        attention: Arc::new([Attention::new()]),
+        attention: Arc::clone(attention),
         cpuid: Arc::clone(cpuid),
         clock: Arc::new(ManualClock::new(0)),
         entropy: Arc::new(NoEntropy),
@@ -350,6 +417,11 @@ fn write_paging(memory: &GuestMemory) -> Result<(), MemoryError> {
     for page in 0..(CODE_LEN / PAGE) as u64 {
         let at = page * PAGE as u64;
         map(memory, USER_TABLES, CODE + at, CODE_PHYS + at, USER)?;
+    }
+    for page in 0..(BLOCK_LEN / PAGE) as u64 {
+        let at = page * PAGE as u64;
+        let rights = USER | WRITABLE;
+        map(memory, USER_TABLES, BLOCK + at, BLOCK_PHYS + at, rights)?;
     }
     for page in 0..(DATA_LEN / PAGE) as u64 {
         let at = page * PAGE as u64;

@@ -1,34 +1,72 @@
 //! `belljar-oracle`: compares an engine with the host's own processor, instruction by instruction.
 
 use anyhow::{Context, bail};
-use belljar_interpreter::Interpreter;
+use belljar_machine::{EngineChoice, choose_engine};
 use belljar_oracle::{
-    Campaign, CampaignError, Catalogue, Generator, Host, MOST_INSTRUCTIONS, Machine, Runner,
-    Undefined, host_cpuid,
+    Campaign, CampaignError, Catalogue, Flags, Generator, Host, MOST_INSTRUCTIONS, Machine, Rules,
+    Runner, Shape, host_cpuid,
 };
 use belljar_x86::cpuid::{CpuidConfig, CpuidModel};
 use clap::{Parser, ValueEnum};
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// What to compare with the host.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum EngineName {
-    /// The reference engine.
-    Interpreter,
-    /// The fast engine
-    Translator,
+#[derive(Clone, Copy, Debug)]
+enum Compared {
     /// The host itself: shows what does not repeat.
     Host,
+    /// An engine.
+    Engine(EngineChoice),
+}
+
+impl FromStr for Compared {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name {
+            "host" => Ok(Self::Host),
+            _ => name
+                .parse()
+                .map(Self::Engine)
+                .map_err(|error| format!("{error}, host")),
+        }
+    }
+}
+
+/// What cases are made of.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Kind {
+    /// One instruction.
+    Single,
+    /// Instructions one after another, with branches forward.
+    Sequence,
+    /// Instructions with loops, jumps and calls, which store into one another.
+    Block,
+}
+
+impl Kind {
+    /// The length that cases have where none is given.
+    const fn usual_length(self) -> usize {
+        match self {
+            Self::Single => 1,
+            Self::Sequence => 16,
+            Self::Block => MOST_INSTRUCTIONS,
+        }
+    }
 }
 
 /// Runs random instructions on the host's own processor and in an engine, and tells every difference.
 #[derive(Debug, Parser)]
 struct Options {
-    /// What to compare with the host.
-    #[arg(long, value_enum)]
-    engine: EngineName,
+    /// What to compare with the host: an engine, or "host" for the host itself.
+    #[arg(long)]
+    engine: Compared,
+    /// What cases are made of.
+    #[arg(long, value_enum, default_value = "single")]
+    kind: Kind,
     /// How many cases to run.
     #[arg(long, default_value_t = 1_000_000)]
     cases: u64,
@@ -38,15 +76,21 @@ struct Options {
     /// Only cases about this instruction: a mnemonic, or the decoder's name of an encoding. May be repeated.
     #[arg(long)]
     only: Vec<String>,
-    /// Run sequences of up to this many instructions.
-    #[arg(long, default_value_t = 1, value_parser = 1..=MOST_INSTRUCTIONS as i64)]
-    length: i64,
+    /// The most instructions in a sequence or block.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(2..=MOST_INSTRUCTIONS as u64))]
+    length: Option<u64>,
     /// Run this one case and tell everything about it.
     #[arg(long)]
     case: Option<u64>,
     /// Compare the flags that the manual calls undefined as well.
     #[arg(long)]
     compare_undefined: bool,
+    /// Do not compare the status flags at exceptions that memory accesses raise.
+    #[arg(long)]
+    ignore_flags_at_faults: bool,
+    /// Run the engine without a budget of instructions, as machines do.
+    #[arg(long)]
+    without_budget: bool,
     /// Offer AVX-512 to the engine if the host has it.
     #[arg(long)]
     avx512: bool,
@@ -56,6 +100,40 @@ struct Options {
     /// Threads; by default one for each processor.
     #[arg(long)]
     jobs: Option<usize>,
+}
+
+impl Options {
+    fn shape(&self) -> Shape {
+        let length = self.length.map_or(self.kind.usual_length(), |n| n as usize);
+        match self.kind {
+            Kind::Single => Shape::Single,
+            Kind::Sequence => Shape::Sequence(length),
+            Kind::Block => Shape::Block(length),
+        }
+    }
+
+    fn rules(&self) -> Rules {
+        let mut rules = Rules::default();
+        if self.compare_undefined {
+            rules.undefined = Flags::Compare;
+        }
+        if self.ignore_flags_at_faults {
+            rules.at_memory_fault = Flags::Ignore;
+        }
+        rules
+    }
+
+    /// Makes what runs the cases that the host runs, too.
+    fn runner(&self, model: &Arc<CpuidModel>, xcr0: u64) -> Result<Box<dyn Runner>, CampaignError> {
+        let Compared::Engine(choice) = self.engine else {
+            return Ok(Box::new(Host::new()?));
+        };
+        let mut machine = Machine::new(choose_engine(choice)?, Arc::clone(model), xcr0)?;
+        if self.without_budget {
+            machine = machine.without_budget()?;
+        }
+        Ok(Box::new(machine))
+    }
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -79,31 +157,13 @@ fn main() -> anyhow::Result<ExitCode> {
     let xcr0 = Host::new()?.xcr0() & model.xcr0_mask();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let campaign = Campaign {
-        generator: Generator::new(seed, options.length as usize, xcr0, catalogue),
+        generator: Generator::new(seed, options.shape(), xcr0, catalogue),
         cases: options.cases,
-        undefined: if options.compare_undefined {
-            Undefined::Compare
-        } else {
-            Undefined::Ignore
-        },
+        rules: options.rules(),
         examples: options.examples,
         jobs: options.jobs.unwrap_or(threads),
     };
-    let engine = || -> Result<Box<dyn Runner>, CampaignError> {
-        match options.engine {
-            EngineName::Host => Ok(Box::new(Host::new()?)),
-            EngineName::Interpreter => {
-                let engine = Arc::new(Interpreter::new());
-                let machine = Machine::new(engine, Arc::clone(&model), xcr0)?;
-                Ok(Box::new(machine))
-            }
-            EngineName::Translator => {
-                let engine = Arc::new(belljar_translator::Translator::new());
-                let machine = Machine::new(engine, Arc::clone(&model), xcr0)?;
-                Ok(Box::new(machine))
-            }
-        }
-    };
+    let engine = || options.runner(&model, xcr0);
     if let Some(index) = options.case {
         let again = campaign.again(index, engine()?)?;
         let mismatch = again.context("this case has no encoding")?;

@@ -2,17 +2,29 @@
 
 use crate::case::{Case, Failure, Outcome, Registers};
 use crate::catalogue::gpr_number;
-use crate::compare::{Difference, hex};
+use crate::compare::{Difference, hex, hex_bytes};
 use crate::encode::decode;
-use crate::layout::{DATA_LEN, data_offset};
+use crate::layout::{BLOCK, DATA_LEN, data_offset};
 use iced_x86::{FastFormatter, Instruction, InstructionInfoFactory, OpKind, Register};
 use std::fmt::Write;
+
+/// The instruction of one byte that does nothing.
+pub(crate) const NOP: u8 = 0x90;
 
 /// Linear address of an instruction's explicit memory operand, with the registers as they are. `None` without one, and for
 /// the addresses of gathers and scatters.
 pub(crate) fn effective_address(instruction: &Instruction, registers: &Registers) -> Option<u64> {
     let operand =
         (0..instruction.op_count()).find(|&n| instruction.op_kind(n) == OpKind::Memory)?;
+    operand_address(instruction, operand, registers)
+}
+
+/// Linear address of operand number `operand`, if it is one in memory.
+pub(crate) fn operand_address(
+    instruction: &Instruction,
+    operand: u32,
+    registers: &Registers,
+) -> Option<u64> {
     instruction.virtual_address(operand, 0, |register, _, _| match register {
         Register::FS => Some(registers.fs_base),
         Register::GS => Some(registers.gs_base),
@@ -31,8 +43,10 @@ pub(crate) fn effective_address(instruction: &Instruction, registers: &Registers
 /// `case`, what it starts from, and in what its outcomes differ.
 pub fn describe(case: &Case, differences: &[Difference]) -> String {
     let mut text = String::new();
-    let _ = writeln!(text, "seed {:#x} case {}", case.seed, case.index);
+    let (seed, index, shape) = (case.seed, case.index, case.shape);
+    let _ = writeln!(text, "--seed {seed:#x} --case {index} {shape}");
     let _ = write_code(&mut text, case);
+    let _ = write_cells(&mut text, case);
     let _ = write_registers(&mut text, case);
     for difference in differences {
         let _ = writeln!(text, "  differs: {}", difference.what);
@@ -62,7 +76,7 @@ fn write_code(text: &mut String, case: &Case) -> std::fmt::Result {
     let mut formatter = FastFormatter::new();
     let mut address = case.registers.rip;
     for bytes in &case.instructions {
-        let digits: Vec<String> = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        let digits = hex_bytes(bytes);
         let mut words = String::new();
         match decode(bytes) {
             Some(encoded) => {
@@ -73,7 +87,10 @@ fn write_code(text: &mut String, case: &Case) -> std::fmt::Result {
             }
             None => words.push_str("(not an instruction)"),
         }
-        writeln!(text, "  {address:#x}: {:<46}{words}", digits.join(" "))?;
+        // What a report has no need of has become NOPs.
+        if bytes.iter().any(|&byte| byte != NOP) {
+            writeln!(text, "  {address:#x}: {digits:<46}{words}")?;
+        }
         address = address.wrapping_add(bytes.len() as u64);
     }
     Ok(())
@@ -90,6 +107,15 @@ pub(crate) fn relocate(instruction: &mut Instruction, address: u64) {
         let target = instruction.near_branch64().wrapping_add(address);
         instruction.set_near_branch64(target);
     }
+}
+
+fn write_cells(text: &mut String, case: &Case) -> std::fmt::Result {
+    let cells = &case.cells;
+    for (number, word) in cells.bytes.chunks(8).enumerate() {
+        let at = BLOCK + (cells.offset + 8 * number) as u64;
+        writeln!(text, "  {at:#x}: {}", hex_bytes(word))?;
+    }
+    Ok(())
 }
 
 fn write_registers(text: &mut String, case: &Case) -> std::fmt::Result {

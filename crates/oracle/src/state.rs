@@ -165,13 +165,18 @@ pub fn vector(random: &mut Random, xcr0: u64) -> VectorState {
             _ => random.word(),
         };
     }
+    clear_absent(&mut state, xcr0);
+    state
+}
+
+/// Puts the components that are not in `xcr0` into their initial state.
+pub fn clear_absent(state: &mut VectorState, xcr0: u64) {
     if xcr0 & xstate::AVX512 != xstate::AVX512 {
         state.k = [0; 8];
         for (n, register) in state.zmm.iter_mut().enumerate() {
             register[if n < 16 { 4 } else { 0 }..].fill(0);
         }
     }
-    state
 }
 
 /// Fills a vector with lanes of one kind.

@@ -4,9 +4,11 @@ use super::HostError;
 use super::enter::{KEEP, enter, on_signal};
 use super::image::{IMAGE_LEN, Image};
 use super::sandbox;
-use super::shared::{Area, CODE_PROT, Shared, Slot};
+use super::shared::{Area, CODE_PROT, Input, Shared, Slot};
 use crate::case::{Failure, Fault};
-use crate::layout::{ARENA, CODE, CODE_LEN, DATA, DATA_LEN, FILL, PAGE, READ_ONLY_PAGE};
+use crate::layout::{
+    ARENA, BLOCK, BLOCK_LEN, CODE, CODE_LEN, DATA, DATA_LEN, FILL, PAGE, READ_ONLY_PAGE,
+};
 use seccompiler::BpfProgram;
 use std::io;
 use std::mem::offset_of;
@@ -186,6 +188,7 @@ impl Life {
     unsafe fn map(&self) -> bool {
         let all = libc::PROT_READ | libc::PROT_WRITE;
         let parts = [
+            (BLOCK, BLOCK_LEN, all | CODE_PROT, offset_of!(Area, block)),
             (CODE, CODE_LEN, CODE_PROT, offset_of!(Area, code)),
             (DATA, DATA_LEN, all, offset_of!(Area, data)),
         ];
@@ -211,6 +214,7 @@ impl Life {
             (&raw mut (*self.area).code)
                 .cast::<u8>()
                 .write_bytes(FILL, CODE_LEN);
+            self.clear_block();
             libc::mprotect(read_only, PAGE, libc::PROT_READ) == 0
         }
     }
@@ -242,6 +246,39 @@ impl Life {
         }
     }
 
+    /// Fills the pages of blocks with INT3.
+    ///
+    /// # Safety
+    /// As for [`run`](Self::run).
+    unsafe fn clear_block(&self) {
+        // SAFETY: the area is valid and ours.
+        unsafe {
+            let block = (&raw mut (*self.area).block).cast::<u8>();
+            block.write_bytes(FILL, BLOCK_LEN);
+        }
+    }
+
+    /// Where the code of `input` is to lie. Puts a block's cells where they are to lie.
+    ///
+    /// # Safety
+    /// As for [`run`](Self::run), with the input of its slot.
+    unsafe fn place(&self, input: *const Input) -> *mut u8 {
+        // SAFETY: the area is valid and ours; the parent has checked that code and cells fit.
+        unsafe {
+            let block = (&raw mut (*self.area).block).cast::<u8>();
+            if (*input).is_block {
+                let cells = (&raw const (*input).cells).cast();
+                block
+                    .add((*input).cell_offset)
+                    .copy_from_nonoverlapping(cells, (*input).cell_len);
+                block.add((*input).code_offset)
+            } else {
+                let code = (&raw mut (*self.area).code).cast::<u8>();
+                code.add((*input).code_offset)
+            }
+        }
+    }
+
     /// Runs one case.
     ///
     /// # Safety
@@ -252,17 +289,20 @@ impl Life {
         unsafe {
             let input = &raw mut (*slot).input;
             let output = &raw mut (*slot).output;
-            let code = (&raw mut (*self.area).code)
-                .cast::<u8>()
-                .add((*input).code_offset);
-            let data = &raw mut (*self.area).data;
+            let (code, data) = (self.place(input), &raw mut (*self.area).data);
             let len = (*input).code_len;
             code.copy_from_nonoverlapping((&raw const (*input).code).cast(), len);
             data.copy_from_nonoverlapping(&raw const (*input).data, 1);
             let context = enter(input);
             (&raw mut (*output).data).copy_from_nonoverlapping(data, 1);
             save(context, slot);
-            code.write_bytes(FILL, len);
+            if (*input).is_block {
+                let block = &raw const (*self.area).block;
+                (&raw mut (*output).block).copy_from_nonoverlapping(block, 1);
+                self.clear_block();
+            } else {
+                code.write_bytes(FILL, len);
+            }
         }
     }
 }

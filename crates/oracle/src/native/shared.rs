@@ -3,7 +3,7 @@
 use super::HostError;
 use super::image::{IMAGE_LEN, Image, ImageLayout};
 use crate::case::{Case, Fault, Outcome, Registers};
-use crate::layout::{CODE_LEN, DATA_LEN, Data};
+use crate::layout::{BlockPages, CODE_LEN, DATA_LEN, Data};
 use std::ffi::c_int;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
@@ -13,7 +13,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub const BATCH: usize = 64;
 
 /// Room for a case's code.
-const CODE_ROOM: usize = 1024;
+const CODE_ROOM: usize = 2048;
+
+/// Room for a block's cells.
+const CELL_ROOM: usize = 512;
 
 /// What the child gets.
 #[repr(C, align(64))]
@@ -23,6 +26,11 @@ pub struct Input {
     pub code_offset: usize,
     pub code_len: usize,
     pub code: [u8; CODE_ROOM],
+    /// Whether the code lies in the pages of blocks.
+    pub is_block: bool,
+    pub cell_offset: usize,
+    pub cell_len: usize,
+    pub cells: [u8; CELL_ROOM],
     pub data: Data,
 }
 
@@ -33,6 +41,8 @@ pub struct Output {
     pub registers: Registers,
     pub fault: Fault,
     pub data: Data,
+    /// Only of a block.
+    pub block: BlockPages,
 }
 
 /// A case and its outcome.
@@ -42,11 +52,12 @@ pub struct Slot {
     pub output: Output,
 }
 
-/// The whole of the shared memory. The first two members are what the child maps at the cases' addresses.
+/// The whole of the shared memory. The first three members are what the child maps at the cases' addresses.
 #[repr(C, align(4096))]
 pub struct Area {
     pub code: [u8; CODE_LEN],
     pub data: Data,
+    pub block: BlockPages,
     pub count: AtomicU32,
     pub current: AtomicU32,
     pub slots: [Slot; BATCH],
@@ -124,9 +135,13 @@ impl Shared {
         layout.write(&case.vector, &mut input.image);
         input.registers = case.registers;
         let code = case.code();
-        input.code_offset = case.code_offset().min(CODE_LEN);
-        input.code_len = code.len().min(CODE_ROOM).min(CODE_LEN - input.code_offset);
+        input.code_offset = case.code_offset();
+        input.code_len = code.len().min(CODE_ROOM).min(case.room());
         input.code[..input.code_len].copy_from_slice(&code[..input.code_len]);
+        input.is_block = case.is_block();
+        input.cell_offset = case.cells.offset;
+        input.cell_len = case.cells.bytes.len().min(CELL_ROOM);
+        input.cells[..input.cell_len].copy_from_slice(&case.cells.bytes[..input.cell_len]);
         input.data = *case.data;
     }
 
@@ -152,12 +167,16 @@ impl Shared {
     /// Reads the outcome from slot `number`, which the child has finished.
     pub fn take(&self, number: usize, layout: &ImageLayout) -> Outcome {
         // SAFETY: the child has finished the slot and waits for orders, or is no more.
-        let output = unsafe { &(*self.slot(number)).output };
+        let (input, output) = unsafe {
+            let slot = self.slot(number);
+            (&(*slot).input, &(*slot).output)
+        };
         Outcome {
             fault: output.fault,
             registers: output.registers,
             vector: layout.read(&output.image),
             data: Box::new(output.data),
+            block: input.is_block.then(|| Box::new(output.block)),
         }
     }
 }
