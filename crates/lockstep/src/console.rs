@@ -34,11 +34,13 @@ impl Console {
         self.len() == 0
     }
 
-    /// Whether `text` is among what was printed after the first `from` bytes.
-    pub fn has_printed(&self, text: &str, from: usize) -> bool {
+    /// Where `text`, printed after the first `from` bytes, ends; `None` if it was not printed.
+    pub fn find(&self, text: &str, from: usize) -> Option<usize> {
         let printed = self.lock();
-        let new = printed.get(from..).unwrap_or_default();
-        new.windows(text.len()).any(|part| part == text.as_bytes())
+        let new = printed.get(from..)?;
+        let mut parts = new.windows(text.len().max(1));
+        let at = parts.position(|part| part == text.as_bytes())?;
+        Some(from + at + text.len())
     }
 
     /// All that was printed.

@@ -21,6 +21,6 @@ mod state;
 pub use console::Console;
 pub use history::{History, Past};
 pub use lockstep::{End, Lockstep, Position, Settings};
-pub use pair::{LockstepError, Pair, Sides};
+pub use pair::{LockstepError, Pair, Script, Sides};
 pub use report::{Found, Hidden, Report};
 pub use state::{Field, fields};

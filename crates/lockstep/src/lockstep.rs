@@ -19,8 +19,6 @@ pub struct Settings {
     pub memory_every: u64,
     /// Instructions after which a run ends.
     pub most: u64,
-    /// Text on the console that ends a run.
-    pub until: Option<String>,
     /// Show the console of the left side on standard output.
     pub shown: bool,
 }
@@ -33,7 +31,6 @@ impl Default for Settings {
             from: 0,
             memory_every: 0,
             most: u64::MAX,
-            until: None,
             shown: false,
         }
     }
@@ -51,8 +48,8 @@ pub struct Position {
 /// How a run ended.
 #[derive(Debug)]
 pub enum End {
-    /// The text that was waited for was printed.
-    Printed(Position),
+    /// The script came to its end: the last prompt was printed.
+    Finished(Position),
     /// The instructions that were asked for were executed.
     Executed(Position),
     /// The guest came to its own end, the same on both sides.
@@ -64,7 +61,7 @@ pub enum End {
 impl std::fmt::Display for End {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (position, how) = match self {
-            Self::Printed(position) => (position, "the guest printed what was waited for"),
+            Self::Finished(position) => (position, "the guest printed what was waited for"),
             Self::Executed(position) => (position, "the instructions asked for were executed"),
             Self::Guest(position, how) => (position, how.as_str()),
             Self::Differ(report) => return report.fmt(f),
@@ -111,7 +108,6 @@ impl Lockstep {
         let mut pair = self.sides.make(self.settings.shown)?;
         // The last slice before which all RAM was the same.
         let mut sound = 0;
-        let mut printed = 0;
         loop {
             let start = pair.slices;
             let differs = self.slice(&mut pair, |pair| !pair.differing().is_empty());
@@ -133,12 +129,9 @@ impl Lockstep {
                 }
                 sound = pair.slices;
             }
-            if let Some(end) = self.end(&pair, printed) {
+            if let Some(end) = self.end(&pair) {
                 return Ok(end);
             }
-            // Text may come in two pieces.
-            let margin = self.settings.until.as_ref().map_or(0, String::len);
-            printed = pair.left.console.len().saturating_sub(margin);
         }
     }
 
@@ -159,7 +152,7 @@ impl Lockstep {
     }
 
     /// How the run ends here, if it does.
-    fn end(&self, pair: &Pair, printed: usize) -> Option<End> {
+    fn end(&self, pair: &Pair) -> Option<End> {
         let position = position(pair);
         let left = &pair.left;
         if let Some(outcome) = &left.outcome {
@@ -172,9 +165,8 @@ impl Lockstep {
             let how = "the guest waits for what will never come";
             return Some(End::Guest(position, how.to_owned()));
         }
-        let until = self.settings.until.as_ref();
-        if until.is_some_and(|text| left.console.has_printed(text, printed)) {
-            return Some(End::Printed(position));
+        if pair.is_finished() {
+            return Some(End::Finished(position));
         }
         (position.instruction >= self.settings.most).then_some(End::Executed(position))
     }

@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, bail};
-use belljar_lockstep::{End, Lockstep, Settings, Sides};
+use belljar_lockstep::{End, Lockstep, Script, Settings, Sides};
 use belljar_machine::{EngineChoice, MachineConfig, Size, choose_engine};
 use clap::Parser;
 use std::path::PathBuf;
@@ -46,9 +46,13 @@ struct Options {
     /// Show the left side's console on standard output
     #[arg(long)]
     console: bool,
-    /// Text on the console that ends the run, instead of the default guest's prompt
+    /// What the guest prints when it is ready, instead of the default guest's prompt: the run ends
+    /// there, or goes on with --type
     #[arg(long)]
-    until: Option<String>,
+    prompt: Option<String>,
+    /// A line to type at the next prompt. May be repeated
+    #[arg(long = "type", value_name = "LINE")]
+    lines: Vec<String>,
     /// The kernel, instead of the default guest's
     #[arg(long)]
     kernel: Option<PathBuf>,
@@ -95,7 +99,6 @@ impl Options {
             from: self.from,
             memory_every: self.memory_every,
             most: self.instructions,
-            until: Some(self.until.clone().unwrap_or_else(|| PROMPT.to_owned())),
             shown: self.console,
         }
     }
@@ -104,6 +107,10 @@ impl Options {
 fn main() -> Result<ExitCode> {
     let options = Options::parse();
     let sides = Sides {
+        script: Script {
+            prompt: options.prompt.clone().or_else(|| Some(PROMPT.to_owned())),
+            lines: options.lines.clone(),
+        },
         config: options.config()?,
         left: choose_engine(options.left)?,
         right: choose_engine(options.right)?,

@@ -29,9 +29,21 @@ pub enum LockstepError {
     Memory(#[from] MemoryError),
 }
 
+/// What is typed at the guest's console, and when a run ends.
+#[derive(Clone, Debug, Default)]
+pub struct Script {
+    /// What the guest prints when it is ready for the next line, or after the last one at its end.
+    /// `None` waits for nothing and types nothing.
+    pub prompt: Option<String>,
+    /// The lines to type.
+    pub lines: Vec<String>,
+}
+
 /// What pairs are made of.
 #[derive(Clone, Debug)]
 pub struct Sides {
+    /// What is typed on both sides.
+    pub script: Script,
     /// The machine; its engine, vCPUs and console do not count.
     pub config: MachineConfig,
     /// The engine on the left.
@@ -51,7 +63,52 @@ impl Sides {
             left: Side::new(&self.config, &*self.left, shown)?,
             right: Side::new(&self.config, &*self.right, false)?,
             slices: 0,
+            typist: Typist {
+                script: self.script.clone(),
+                ..Typist::default()
+            },
         })
+    }
+}
+
+/// Where a pair is in its script.
+#[derive(Debug, Default)]
+struct Typist {
+    script: Script,
+    /// Lines begun.
+    lines: usize,
+    /// What of them is yet to be typed.
+    left: Vec<u8>,
+    /// How much of the console has been looked at for prompts.
+    seen: usize,
+    /// How many bytes the sides took last.
+    taken: [usize; 2],
+    /// The prompt after the last line has come.
+    finished: bool,
+}
+
+impl Typist {
+    /// Types what there is to type.
+    fn act(&mut self, left: &mut Side, right: &mut Side) {
+        let Some(prompt) = &self.script.prompt else {
+            return;
+        };
+        if let Some(end) = left.console.find(prompt, self.seen) {
+            self.seen = end;
+            match self.script.lines.get(self.lines) {
+                Some(line) => self.left.extend(format!("{line}\n").bytes()),
+                None => self.finished = true,
+            }
+            self.lines += 1;
+        } else {
+            // The prompt may come in two pieces.
+            let looked_at = left.console.len().saturating_sub(prompt.len());
+            self.seen = self.seen.max(looked_at);
+        }
+        if !self.left.is_empty() {
+            self.taken = [left, right].map(|side| side.machine.type_in(&self.left));
+            self.left.drain(..self.taken[0]);
+        }
     }
 }
 
@@ -137,6 +194,7 @@ pub struct Pair {
     pub(crate) right: Side,
     /// Slices run to their end.
     pub(crate) slices: u64,
+    typist: Typist,
 }
 
 impl Pair {
@@ -159,7 +217,13 @@ impl Pair {
                 side.outcome = Some(format!("{outcome:?}"));
             }
         }
+        self.typist.act(&mut self.left, &mut self.right);
         self.slices += 1;
+    }
+
+    /// Whether the script has come to its end.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.typist.finished
     }
 
     /// Runs a slice of `length` instructions in steps of `step`, after each of which `differs` is
@@ -215,6 +279,8 @@ impl Pair {
             let text = |side: &Side| format!("{} bytes", side.console.len());
             add("console", text(left), text(right));
         }
+        let [taken, other] = self.typist.taken.map(|bytes| format!("{bytes} bytes"));
+        add("input taken", taken, other);
         let deadlines = (left.machine.deadline(), right.machine.deadline());
         if deadlines.0 != deadlines.1 {
             let (left, right) = (format!("{:?}", deadlines.0), format!("{:?}", deadlines.1));

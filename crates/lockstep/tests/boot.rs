@@ -1,15 +1,28 @@
 //! The beginning of a stock kernel's boot, under two engines side by side.
 
-use belljar_lockstep::{End, Lockstep, Settings, Sides};
+mod broken;
+mod stuttering;
+
+use belljar_engine::Engine;
+use belljar_lockstep::{End, Found, Lockstep, Script, Settings, Sides};
 use belljar_machine::{EngineChoice, MachineConfig, Size, choose_engine};
+use broken::{Broken, Fault};
+use std::sync::Arc;
+use stuttering::Stuttering;
 
-/// Instructions that a test compares.
-const INSTRUCTIONS: u64 = 20_000_000;
+/// Instructions that a test compares: enough for the kernel to unpack itself, and to run with
+/// interrupts.
+const INSTRUCTIONS: u64 = 200_000_000;
 
-/// Compares `engine` with the interpreter on the default guest.
-fn compare(engine: EngineChoice) {
+fn interpreter() -> Arc<dyn Engine> {
+    choose_engine(EngineChoice::Interpreter).unwrap()
+}
+
+/// Runs the default guest in the interpreter and in `engine`.
+fn run(engine: Arc<dyn Engine>) -> End {
     let guest = belljar_image::default_guest(None).unwrap();
     let sides = Sides {
+        script: Script::default(),
         config: MachineConfig {
             kernel: Some(guest.kernel),
             initrd: Some(guest.initrd),
@@ -17,15 +30,19 @@ fn compare(engine: EngineChoice) {
             memory: Size::mib(256),
             ..MachineConfig::default()
         },
-        left: choose_engine(EngineChoice::Interpreter).unwrap(),
-        right: choose_engine(engine).unwrap(),
+        left: interpreter(),
+        right: engine,
     };
     let settings = Settings {
         most: INSTRUCTIONS,
         memory_every: 500,
         ..Settings::default()
     };
-    let end = Lockstep::new(sides, settings).run().unwrap();
+    Lockstep::new(sides, settings).run().unwrap()
+}
+
+fn runs_as_in_the_interpreter(engine: Arc<dyn Engine>) {
+    let end = run(engine);
     let End::Executed(position) = end else {
         panic!("{end}");
     };
@@ -34,5 +51,27 @@ fn compare(engine: EngineChoice) {
 
 #[test]
 fn the_interpreter_boots_a_stock_kernel_the_same_way_twice() {
-    compare(EngineChoice::Interpreter);
+    runs_as_in_the_interpreter(interpreter());
+}
+
+#[test]
+fn where_an_engine_stops_does_not_change_what_a_guest_does() {
+    runs_as_in_the_interpreter(Arc::new(Stuttering(interpreter())));
+}
+
+#[test]
+fn a_fault_in_the_middle_of_a_boot_is_found_at_its_instruction() {
+    // Near the slice's end, where the register still holds what it must not.
+    let after = 30_009_990;
+    let end = run(Arc::new(Broken::new(
+        interpreter(),
+        Fault::Register { after },
+    )));
+    let End::Differ(report) = end else {
+        panic!("{end}");
+    };
+    println!("{report}");
+    assert_eq!(report.found, Found::Instruction);
+    assert_eq!(report.at.instruction, after);
+    assert_eq!(report.history.iter().count(), 20);
 }

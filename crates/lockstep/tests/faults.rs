@@ -3,7 +3,7 @@
 mod broken;
 
 use belljar_interpreter::Interpreter;
-use belljar_lockstep::{End, Found, Lockstep, Report, Settings, Sides};
+use belljar_lockstep::{End, Found, Lockstep, Report, Script, Settings, Sides};
 use belljar_machine::{MachineConfig, Size};
 use broken::{Broken, Fault};
 use iced_x86::code_asm::*;
@@ -46,6 +46,7 @@ fn run(fault: Option<Fault>, settings: Settings) -> End {
     let image = guest();
     let interpreter = || Arc::new(Interpreter::new());
     let sides = Sides {
+        script: Script::default(),
         config: MachineConfig {
             kernel: Some(image.path().to_owned()),
             memory: Size::mib(16),

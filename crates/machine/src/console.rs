@@ -87,17 +87,21 @@ impl ConsoleInput {
             if closed {
                 return false;
             }
-            let taken = self
-                .serial
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .receive(bytes);
+            let taken = self.offer(bytes);
             bytes = bytes.get(taken..).unwrap_or_default();
             if bytes.is_empty() {
                 return true;
             }
             self.line.wait_for_room(rooms);
         }
+    }
+
+    /// Hands `bytes` to the guest as far as it takes them now; tells how many it took.
+    pub(crate) fn offer(&self, bytes: &[u8]) -> usize {
+        self.serial
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .receive(bytes)
     }
 
     /// Nothing can be sent any more.

@@ -140,9 +140,10 @@ impl SteppedMachine {
         &self.wiring.memory
     }
 
-    /// The input of the serial console.
-    pub fn console_input(&self) -> ConsoleInput {
-        self.input.clone()
+    /// Types `bytes` at the serial console, as far as the guest takes them before the next tick;
+    /// tells how many it took.
+    pub fn type_in(&mut self, bytes: &[u8]) -> usize {
+        self.input.offer(bytes)
     }
 
     /// How the guest has ended the machine, if it has. It is told once.

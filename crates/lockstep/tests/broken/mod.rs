@@ -1,5 +1,7 @@
 //! An engine with a fault.
 
+#![allow(dead_code, reason = "each test program uses a part")]
+
 use belljar_engine::{Counters, Engine, EngineError, Exit, Vcpu, VcpuSetup};
 use belljar_memory::{GuestMemory, GuestPhysAddr};
 use belljar_x86::{CpuState, Gpr};
