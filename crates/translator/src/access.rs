@@ -7,12 +7,15 @@
 //! the page alike. What misses fills the TLB and tries again, or is left to the interpreter: a page
 //! that is not RAM, that holds code, or that faults, and an operand that lies in two pages.
 
-use crate::asm::{self, Alu, Cond, Mem, R10, RAX, env, env_at};
+use crate::asm::{self, Alu, Cond, Mem, R10, RAX, at, env, env_at};
 use crate::block::{Block, Rare};
 use crate::env::Env;
+use crate::groups::Member;
 use crate::registers::{self, Place};
 use belljar_interpreter::tlb::{self, Entry};
-use iced_x86::{Instruction, OpAccess, OpKind, Register};
+use iced_x86::{
+    Instruction, InstructionInfoFactory, InstructionInfoOptions, OpAccess, OpKind, Register,
+};
 use std::mem::offset_of;
 
 /// Bits by which an address is shifted so that its page number counts entries.
@@ -36,17 +39,67 @@ pub fn memory_operand(ins: &Instruction) -> Option<u32> {
 }
 
 impl Block<'_> {
-    /// Makes R10 the host's address of the instruction's memory operand of `size` bytes. The flags
-    /// that matter are in the environment or the host's. Changes RAX.
-    pub fn access(&mut self, size: usize, write: bool) {
+    /// Gives the host's place of the instruction's memory operand of `size` bytes, by way of R10.
+    /// The flags that matter are in the environment or the host's. Changes RAX.
+    pub fn access(&mut self, size: usize, write: bool) -> Mem {
         let guest = *self.guest();
+        if let Some(member) = guest.member {
+            let ins = guest.ins;
+            return self.shared(member, |block, start| {
+                let address = block.root(&ins, start);
+                block.asm.lea(true, R10, address);
+            });
+        }
         self.spare_flags(guest.live);
         let address = self.address(&guest.ins);
         self.check(address, size, write);
+        at(R10, 0)
+    }
+
+    /// The place of an access that shares a check. `compute` puts the address of the byte at an
+    /// offset from the group's root into R10.
+    pub fn shared(&mut self, member: Member, compute: impl FnOnce(&mut Self, i32)) -> Mem {
+        let number = member.group;
+        let group = self.groups[usize::from(number)];
+        let bit = 1 << number;
+        if self.checked & bit == 0 {
+            self.checked |= bit;
+            let live = self.guest().live;
+            self.spare_flags(live);
+            compute(self, group.start);
+            let sites = self.tables.sites.len();
+            self.check(
+                Address::Computed,
+                (group.end - group.start) as usize,
+                group.write,
+            );
+            for site in &mut self.tables.sites[sites..] {
+                site.grouped = true;
+            }
+            self.asm.store(Env::shared(number), R10);
+        } else if self.held != Some(number) {
+            self.asm.load(R10, Env::shared(number));
+        }
+        self.held = Some(number);
+        at(R10, member.offset - group.start)
+    }
+
+    /// The address `displacement` from the root of the instruction's memory operand.
+    fn root(&mut self, ins: &Instruction, displacement: i32) -> Mem {
+        let index = ins.memory_index();
+        Mem {
+            env: false,
+            base: Some(self.address_register(ins.memory_base(), R10)),
+            index: (index != Register::None).then(|| {
+                let scale = ins.memory_index_scale().trailing_zeros() as u8;
+                (self.address_register(index, RAX), scale)
+            }),
+            disp: displacement,
+        }
     }
 
     /// Computes the linear address of the instruction's memory operand.
-    fn address(&mut self, ins: &Instruction) -> Address {
+    pub fn address(&mut self, ins: &Instruction) -> Address {
         let segment = match ins.memory_segment() {
             Register::FS => Some(false),
             Register::GS => Some(true),
@@ -125,6 +178,7 @@ impl Block<'_> {
             },
         );
         let host = Env::tlb_field(set, HOST);
+        self.held = None;
         let retry = self.asm.label();
         let (tag, host) = match address {
             Address::Constant(value) => {
@@ -135,8 +189,12 @@ impl Block<'_> {
             }
             Address::Computed => {
                 self.asm.bind(retry);
-                self.asm.mov32(RAX, R10);
-                self.asm.shr32(RAX, SHIFT);
+                if self.bmi2 {
+                    self.asm.rorx32(RAX, R10, SHIFT);
+                } else {
+                    self.asm.mov32(RAX, R10);
+                    self.asm.shr32(RAX, SHIFT);
+                }
                 self.asm.alu_imm(Alu::And, false, RAX, MASK);
                 (env_at(RAX, tag), env_at(RAX, host))
             }
@@ -157,18 +215,17 @@ impl Block<'_> {
             tag,
         });
     }
+}
 
-    /// Whether the instruction writes to its memory operand.
-    pub fn writes_memory(&mut self) -> bool {
-        let ins = self.guest().ins;
-        if ins.op0_kind() != OpKind::Memory {
-            return false;
-        }
-        let options = iced_x86::InstructionInfoOptions::NO_MEMORY_USAGE
-            | iced_x86::InstructionInfoOptions::NO_REGISTER_USAGE;
-        !matches!(
-            self.info.info_options(&ins, options).op0_access(),
-            OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess
-        )
+/// Whether an instruction writes to its memory operand.
+pub fn writes_memory(info: &mut InstructionInfoFactory, ins: &Instruction) -> bool {
+    if ins.op0_kind() != OpKind::Memory {
+        return false;
     }
+    let options =
+        InstructionInfoOptions::NO_MEMORY_USAGE | InstructionInfoOptions::NO_REGISTER_USAGE;
+    !matches!(
+        info.info_options(ins, options).op0_access(),
+        OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess
+    )
 }

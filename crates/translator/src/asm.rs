@@ -342,6 +342,20 @@ impl Asm {
         self.byte(value);
     }
 
+    /// Rotates 32 bits right into another register; BMI2.
+    pub fn rorx32(&mut self, to: Reg, from: Reg, count: u8) {
+        // VEX.LZ.F2.0F3A.W0 F0 /r ib; R and B are inverted.
+        let first = 0x43 | u8::from(to < 8) << 7 | u8::from(from < 8) << 5;
+        self.bytes(&[
+            0xc4,
+            first,
+            0x7b,
+            0xf0,
+            0xc0 | (to & 7) << 3 | from & 7,
+            count,
+        ]);
+    }
+
     /// Logical shift right of 32 bits.
     pub fn shr32(&mut self, to: Reg, count: u8) {
         self.reg(false, &[0xc1], 5, to);

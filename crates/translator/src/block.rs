@@ -13,10 +13,12 @@
 //! The bracketed parts are there if an instruction of the block may read flags that it did not
 //! write.
 
+use crate::access::memory_operand;
 use crate::asm::{self, Alu, Asm, Cond, Label, R10, RAX, at, env_at};
 use crate::env::Env;
 use crate::exit::Exit;
 use crate::flags::{self, Effect, Flags};
+use crate::groups::{Group, Member};
 use crate::mode::Mode;
 use crate::registers::GUEST_RSP;
 use crate::stubs::Stubs;
@@ -40,6 +42,8 @@ pub struct Guest {
     pub effect: Effect,
     /// Flags that matter before it.
     pub live: Flags,
+    /// The group of its memory access.
+    pub member: Option<Member>,
 }
 
 /// How an instruction is translated.
@@ -140,6 +144,14 @@ pub struct Block<'a> {
     pub loc: Loc,
     /// Whether the host's vector registers are the guest's.
     pub vector: bool,
+    /// Whether the host has BMI2.
+    pub bmi2: bool,
+    /// Accesses that share a check.
+    pub groups: &'a [Group],
+    /// Groups whose check is done.
+    pub checked: u16,
+    /// The group whose address is in R10.
+    pub held: Option<u8>,
     pub rare: Vec<Rare>,
 }
 
@@ -242,6 +254,10 @@ impl Block<'_> {
 
     /// Translates the present instruction; tells whether the block goes on.
     fn instruction(&mut self) -> bool {
+        let held = self.held.take();
+        if self.keeps_address() {
+            self.held = held;
+        }
         let done = match self.guest().kind {
             Kind::Innocuous(unit) => self.innocuous(unit),
             Kind::Nothing => true,
@@ -266,6 +282,18 @@ impl Block<'_> {
         done
     }
 
+    /// Whether the present instruction leaves R10 alone, or begins with the address in it.
+    fn keeps_address(&self) -> bool {
+        let guest = self.guest();
+        let reads_memory = memory_operand(&guest.ins).is_some();
+        match guest.kind {
+            Kind::Nothing | Kind::Branch => true,
+            Kind::Innocuous(_) => !reads_memory || guest.member.is_some(),
+            Kind::Special | Kind::Transfer => guest.member.is_some() && !reads_memory,
+            Kind::Lea | Kind::Interpreted => false,
+        }
+    }
+
     // The present instruction.
 
     /// The instruction under translation.
@@ -287,6 +315,8 @@ impl Block<'_> {
             rip: self.guest_rip(),
             flags: self.loc,
             uncounted: (self.guests.len() - self.now) as u8,
+            mode: self.mode,
+            grouped: false,
         })
     }
 

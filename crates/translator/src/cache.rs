@@ -1,8 +1,10 @@
 //! The blocks of one vCPU: where they lie, by what they are found, when they end.
 
+use crate::access::writes_memory;
 use crate::asm::Asm;
 use crate::block::{Block, Guest, Layout, Rare};
 use crate::env::{CELLS, Env, JUMP_CACHES, JUMPS};
+use crate::groups;
 use crate::mode::{Mode, Space};
 use crate::scan::scan;
 use crate::stubs::{self, Stubs};
@@ -121,6 +123,7 @@ pub struct Cache {
     local: Vec<u32>,
     asm: Asm,
     info: InstructionInfoFactory,
+    bmi2: bool,
     guests: Vec<Guest>,
     rare: Vec<Rare>,
     /// What happened.
@@ -159,6 +162,7 @@ impl Cache {
             local: Vec::new(),
             asm: Asm::default(),
             info: InstructionInfoFactory::new(),
+            bmi2: is_x86_feature_detected!("bmi2"),
             guests: Vec::new(),
             rare: Vec::new(),
             counts: Counts::default(),
@@ -326,6 +330,15 @@ impl Cache {
         if self.guests.is_empty() {
             return None;
         }
+        let info = &mut self.info;
+        let groups = if key.mode.is_narrow() {
+            for guest in &mut self.guests {
+                guest.member = None;
+            }
+            Vec::new()
+        } else {
+            groups::find(&mut self.guests, |ins| writes_memory(info, ins))
+        };
         self.asm.restart(self.memory.next());
         self.rare.clear();
         let cells = self.tables.cells.len();
@@ -334,13 +347,18 @@ impl Cache {
             tables: &mut self.tables,
             info: &mut self.info,
             stubs: &self.stubs,
-            mode: key.mode,
+            // What follows a block without groups may have them.
+            mode: key.mode.wide(),
             rip: key.rip,
             guests: &self.guests,
             bytes,
             now: 0,
             loc: Loc::Host,
             vector: false,
+            bmi2: self.bmi2,
+            groups: &groups,
+            checked: 0,
+            held: None,
             rare: std::mem::take(&mut self.rare),
         };
         let layout = block.translate(next);

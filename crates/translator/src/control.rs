@@ -1,7 +1,7 @@
 //! Instructions that are translated by hand: control transfers, the stack, and some others.
 
 use crate::access::{Address, memory_operand};
-use crate::asm::{self, Cond, R10, RAX, at};
+use crate::asm::{self, Cond, Mem, R10, RAX, at};
 use crate::block::{Block, Rare};
 use crate::encoding::Encoding;
 use crate::env::Env;
@@ -129,8 +129,9 @@ impl Block<'_> {
                 } else {
                     0
                 };
-                self.stack_top(0, false);
-                self.asm.load(RAX, at(R10, 0));
+                let place = self.stack_top(0, false);
+                self.asm.load(RAX, place);
+                self.spare_flags(flags::ALL);
                 self.dispatch(8 + more);
             }
         }
@@ -156,7 +157,10 @@ impl Block<'_> {
     /// The target of an indirect jump or call into the second value on its way.
     fn target(&mut self, ins: &Instruction) {
         let host = if memory_operand(ins).is_some() {
-            self.access(8, false);
+            // The group of the instruction is that of its push.
+            self.spare_flags(self.guests[self.now].live);
+            let address = self.address(ins);
+            self.check(address, 8, false);
             self.asm.load(R10, at(R10, 0));
             R10
         } else {
@@ -188,16 +192,22 @@ impl Block<'_> {
         self.jump(ins.near_branch64());
     }
 
-    /// R10 becomes the host's address of the word `offset` from the top of the stack.
-    fn stack_top(&mut self, offset: i32, write: bool) {
+    /// The host's place of the word `offset` from the top of the stack, by way of R10.
+    fn stack_top(&mut self, offset: i32, write: bool) -> Mem {
+        if let Some(member) = self.guest().member {
+            return self.shared(member, |block, start| {
+                block.asm.lea(true, R10, at(GUEST_RSP, start));
+            });
+        }
         let live = self.guest().live;
         self.spare_flags(live);
         self.asm.lea(true, R10, at(GUEST_RSP, offset));
         self.check(Address::Computed, 8, write);
+        at(R10, 0)
     }
 
     fn push(&mut self, value: Value) {
-        self.stack_top(-8, true);
+        let place = self.stack_top(-8, true);
         match value {
             Value::Register(number) => {
                 let host = match registers::place(number) {
@@ -207,18 +217,18 @@ impl Block<'_> {
                         RAX
                     }
                 };
-                self.asm.store(at(R10, 0), host);
+                self.asm.store(place, host);
             }
             Value::Constant(value) => match i32::try_from(value as i64) {
-                Ok(value) => self.asm.store_imm64(at(R10, 0), value),
+                Ok(value) => self.asm.store_imm64(place, value),
                 Err(_) => {
                     self.asm.mov_imm(RAX, value);
-                    self.asm.store(at(R10, 0), RAX);
+                    self.asm.store(place, RAX);
                 }
             },
             Value::Temp => {
                 self.asm.load(RAX, Env::temp(1));
-                self.asm.store(at(R10, 0), RAX);
+                self.asm.store(place, RAX);
             }
         }
         self.asm.lea(true, GUEST_RSP, at(GUEST_RSP, -8));
@@ -235,11 +245,11 @@ impl Block<'_> {
     }
 
     fn pop(&mut self, number: u8) {
-        self.stack_top(0, false);
+        let place = self.stack_top(0, false);
         match registers::place(number) {
-            Place::Host(host) => self.asm.load(host, at(R10, 0)),
+            Place::Host(host) => self.asm.load(host, place),
             Place::Memory => {
-                self.asm.load(RAX, at(R10, 0));
+                self.asm.load(RAX, place);
                 self.asm.store(Env::gpr(number), RAX);
             }
         }
@@ -249,12 +259,19 @@ impl Block<'_> {
     }
 
     fn leave_frame(&mut self) {
-        let live = self.guest().live;
-        self.spare_flags(live);
-        self.asm.mov(R10, asm::RBP);
-        self.check(Address::Computed, 8, false);
+        let place = if let Some(member) = self.guest().member {
+            self.shared(member, |block, start| {
+                block.asm.lea(true, R10, at(asm::RBP, start));
+            })
+        } else {
+            let live = self.guest().live;
+            self.spare_flags(live);
+            self.asm.mov(R10, asm::RBP);
+            self.check(Address::Computed, 8, false);
+            at(R10, 0)
+        };
         self.asm.lea(true, GUEST_RSP, at(asm::RBP, 8));
-        self.asm.load(asm::RBP, at(R10, 0));
+        self.asm.load(asm::RBP, place);
     }
 
     /// BT, BTS, BTR and BTC whose bit number is in a register and counts from the address of memory

@@ -38,12 +38,18 @@ pub struct Env {
     pub fault: u64,
     /// Values on their way.
     pub temp: [u64; 4],
+    /// The host's addresses that groups of accesses share.
+    pub shared: [u64; crate::groups::MOST],
+    /// Whether the last miss was an access to two pages.
+    pub straddles: u64,
     /// Instructions that may still be executed, in counting code.
     pub budget: u64,
     /// Misses of the TLB's first level.
     pub misses: u64,
     /// The vector state while it is not in the host's registers.
     pub vector: *mut VectorState,
+    /// The environment itself.
+    pub own: *mut Self,
     /// The processor.
     pub processor: *mut InterpreterVcpu,
     /// Where jumps to other pages lead.
@@ -106,6 +112,11 @@ impl Env {
             + offset
     }
 
+    /// The host's address that the accesses of a group share.
+    pub const fn shared(group: u8) -> Mem {
+        env(offset_of!(Env, shared) + 8 * group as usize)
+    }
+
     /// A cell.
     pub const fn cell(number: u32) -> Mem {
         env(offset_of!(Env, cells) + 8 * number as usize)
@@ -130,7 +141,6 @@ impl Env {
     field!(target);
     field!(fault);
     field!(budget);
-    field!(misses);
     field!(vector);
-    field!(processor);
+    field!(own);
 }

@@ -1,5 +1,6 @@
 //! Innocuous instructions: written anew, with their registers and memory operand replaced.
 
+use crate::access::writes_memory;
 use crate::asm::{self, Mem, R10, RAX, Reg, at};
 use crate::block::{Block, Guest};
 use crate::encoding::{Encoding, Form, REX_W};
@@ -87,7 +88,7 @@ fn only_reads(mnemonic: Mnemonic) -> bool {
 struct Operands {
     /// The guest's register that is in RAX meanwhile.
     in_rax: Option<u8>,
-    /// The guest's register that is in R10 meanwhile.
+    /// The guest's register that is in R10 meanwhile, if no address is.
     in_r10: Option<u8>,
     reg: Option<Reg>,
     rm: Option<Reg>,
@@ -205,7 +206,7 @@ impl Block<'_> {
         let Some(encoding) = Encoding::parse(bytes, true) else {
             return false;
         };
-        let Some(operands) = Operands::of(&ins) else {
+        let Some(mut operands) = Operands::of(&ins) else {
             return false;
         };
         if !self.is_enabled(unit) {
@@ -219,8 +220,11 @@ impl Block<'_> {
             self.need_vector();
         }
         if operands.memory.is_some() {
-            let write = self.writes_memory();
-            self.access(size, write);
+            let write = writes_memory(self.info, &ins);
+            operands.memory = Some(self.access(size, write));
+        }
+        if operands.in_r10.is_some() {
+            self.held = None;
         }
         self.flags_in();
         self.load_operands(&ins, &operands);

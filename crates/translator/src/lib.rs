@@ -11,6 +11,7 @@ mod env;
 mod exit;
 mod flags;
 mod generic;
+mod groups;
 mod gs;
 mod mode;
 mod registers;

@@ -25,6 +25,7 @@ impl Mode {
     const SSE: u8 = 1 << 2;
     const AVX: u8 = 1 << 3;
     const COUNTING: u8 = 1 << 4;
+    const NARROW: u8 = 1 << 5;
 
     /// The mode of `cpu`; `None` if its code is not translated. AVX is enabled if XCR0 has all bits
     /// of `avx`. `counting` code counts its instructions.
@@ -77,6 +78,23 @@ impl Mode {
     /// Whether the code counts its instructions.
     pub const fn counting(self) -> bool {
         self.0 & Self::COUNTING != 0
+    }
+
+    /// Whether every access checks for itself.
+    pub const fn is_narrow(self) -> bool {
+        self.0 & Self::NARROW != 0
+    }
+
+    /// The mode in which every access checks for itself.
+    #[must_use]
+    pub const fn narrow(self) -> Self {
+        Self(self.0 | Self::NARROW)
+    }
+
+    /// The mode in which accesses share checks.
+    #[must_use]
+    pub const fn wide(self) -> Self {
+        Self(self.0 & !Self::NARROW)
     }
 
     /// The mode as a small number.

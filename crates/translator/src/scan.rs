@@ -39,6 +39,7 @@ pub fn scan(core: &Core, mode: Mode, rip: u64, bytes: &[u8], guests: &mut Vec<Gu
             kind,
             effect,
             live: 0,
+            member: None,
         });
         if matches!(kind, Kind::Transfer | Kind::Interpreted) {
             break;

@@ -4,7 +4,6 @@ use crate::asm::{self, Alu, Asm, Cond, R10, RAX, RSP, Reg, at};
 use crate::env::Env;
 use crate::exit::Exit;
 use crate::registers::{GUEST_GPRS, Place};
-use belljar_interpreter::InterpreterVcpu;
 use belljar_memory::PAGE_SIZE;
 use belljar_passthrough::code_memory::CodeMemory;
 use belljar_passthrough::fault::RECOVERY;
@@ -51,18 +50,17 @@ pub struct Stubs {
 }
 
 /// Fills the TLB's first level; tells whether it could.
-extern "sysv64" fn refill(
-    processor: *mut InterpreterVcpu,
-    linear: u64,
-    size: u64,
-    write: u64,
-) -> u64 {
-    if linear % PAGE_SIZE + size > PAGE_SIZE {
-        return 0;
-    }
-    // SAFETY: generated code passes the environment's pointer to the processor, which the vCPU that
-    // runs the code owns; nothing else refers to it while generated code runs.
-    let core = unsafe { &mut (*processor).core };
+extern "sysv64" fn refill(env: *mut Env, linear: u64, size: u64, write: u64) -> u64 {
+    // SAFETY: generated code passes its environment, which the vCPU that runs the code owns; nothing
+    // else refers to it, nor to the processor, while generated code runs.
+    let core = unsafe {
+        (*env).misses += 1;
+        (*env).straddles = u64::from(linear % PAGE_SIZE + size > PAGE_SIZE);
+        if (*env).straddles != 0 {
+            return 0;
+        }
+        &mut (*(*env).processor).core
+    };
     let access = if write != 0 {
         Access::Write
     } else {
@@ -159,7 +157,6 @@ fn refill_stub(asm: &mut Asm, stubs: &Stubs, spill: u32, write: bool) {
         asm.push(register);
     }
     asm.mov(asm::RDX, RAX);
-    asm.mem(true, &[0xff], 0, Env::misses()); // inc
     asm.load32(RAX, Env::vector_live());
     asm.push(RAX);
     asm.reg(false, &[0x85], RAX, RAX); // test
@@ -167,7 +164,7 @@ fn refill_stub(asm: &mut Asm, stubs: &Stubs, spill: u32, write: bool) {
     asm.jcc(Cond::E, spilled);
     asm.call_to(spill);
     asm.bind(spilled);
-    asm.load(asm::RDI, Env::processor());
+    asm.load(asm::RDI, Env::own());
     asm.mov(asm::RSI, R10);
     asm.mov_imm(asm::RCX, u64::from(write));
     asm.mov_imm(RAX, refill as *const () as u64);

@@ -26,6 +26,10 @@ pub struct Site {
     pub flags: Loc,
     /// Instructions of the block from this one on: counting code has counted them already.
     pub uncounted: u8,
+    /// The mode of its block.
+    pub mode: Mode,
+    /// Whether it checks a group's range.
+    pub grouped: bool,
 }
 
 /// The entries of a block.

@@ -22,6 +22,7 @@ struct Counts {
     cells: u64,
     indirect: u64,
     fallbacks: u64,
+    straddles: u64,
     polls: u64,
     faults: u64,
     untranslated: u64,
@@ -54,6 +55,8 @@ enum Next {
     Enter,
     /// What the last exit asked for, resolved once its block is known.
     Resolve(Exit),
+    /// The same at the block without groups.
+    Narrow,
     /// Look at everything.
     Loop,
     /// Come back.
@@ -81,6 +84,7 @@ impl TranslatorVcpu {
         }
         env.vector = ptr::from_mut(&mut processor.core.cpu.vector);
         env.processor = ptr::from_mut(&mut *processor);
+        env.own = ptr::from_mut(&mut *env);
         if let Some(attention) = processor.core.attention.get(processor.core.id as usize) {
             env.attention = attention.word().as_ptr();
         }
@@ -100,8 +104,9 @@ impl TranslatorVcpu {
         loop {
             next = match next {
                 Next::Loop => self.look_around(),
-                Next::Enter => self.enter_block(None),
-                Next::Resolve(exit) => self.enter_block(Some(exit)),
+                Next::Enter => self.enter_block(None, false),
+                Next::Narrow => self.enter_block(None, true),
+                Next::Resolve(exit) => self.enter_block(Some(exit), false),
                 Next::Return(exit) => return exit,
             };
         }
@@ -151,7 +156,7 @@ impl TranslatorVcpu {
     }
 
     /// Finds the block at the instruction pointer and runs it and what follows it.
-    fn enter_block(&mut self, resolve: Option<Exit>) -> Next {
+    fn enter_block(&mut self, resolve: Option<Exit>, narrow: bool) -> Next {
         let core = &mut self.processor.core;
         let code = core.mmu.memory().clone();
         self.cache
@@ -160,6 +165,7 @@ impl TranslatorVcpu {
             self.counts.untranslated += 1;
             return self.interpret(u64::MAX);
         };
+        let mode = if narrow { mode.narrow() } else { mode };
         let rip = core.cpu.rip;
         let evictions = self.cache.counts.evictions;
         let found = match self.cache.find(core, &mut self.env, rip, mode) {
@@ -257,8 +263,13 @@ impl TranslatorVcpu {
                 self.go_on(Some(self.env.target), exit)
             }
             Exit::Fallback(site) => {
-                self.counts.fallbacks += 1;
                 self.return_to(site);
+                let grouped = self.cache.tables.sites.get(site as usize);
+                if self.env.straddles != 0 && grouped.is_some_and(|site| site.grouped) {
+                    self.counts.straddles += 1;
+                    return Next::Narrow;
+                }
+                self.counts.fallbacks += 1;
                 self.interpret(1)
             }
             Exit::Poll(site) => {
@@ -365,6 +376,7 @@ impl Vcpu for TranslatorVcpu {
             ("exits_cell", own.cells),
             ("exits_indirect", own.indirect),
             ("exits_interpreter", own.fallbacks),
+            ("exits_straddle", own.straddles),
             ("exits_poll", own.polls),
             ("exits_fault", own.faults),
             ("untranslated", own.untranslated),

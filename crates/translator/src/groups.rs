@@ -1,0 +1,304 @@
+//! Which memory accesses of a block share one check.
+//!
+//! Accesses whose addresses differ by a constant only, because nothing changed their registers in
+//! between but additions of constants (PUSH and POP too), form a group: the first of them checks
+//! the whole range that all of them touch, and the others use the host's address that it found. A
+//! page has one set of rights, so a range within one page can be accessed as a whole or not at all.
+//! A range that reaches into a second page leaves for a block without groups ([`Mode::narrow`]).
+//!
+//! A write after a read joins the read's group, which then checks for writing, only if no branch
+//! lies between the group's first access and the write: what is not written must not be asked to be
+//! writable.
+//!
+//! [`Mode::narrow`]: crate::mode::Mode::narrow
+
+use crate::access::memory_operand;
+use crate::block::{Guest, Kind};
+use crate::registers::{self, RSP_NUMBER};
+use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpKind, Register};
+
+/// The most groups of a block: each has a place in the environment.
+pub const MOST: usize = 12;
+/// The most bytes that the accesses of a group may span.
+const SPAN: i64 = 256;
+const RBP_NUMBER: u8 = 5;
+
+/// The part of an address that is not constant: base, and index with its scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Root {
+    base: u8,
+    index: Option<(u8, u8)>,
+}
+
+/// What one instruction accesses.
+#[derive(Clone, Copy, Debug)]
+struct Access {
+    root: Root,
+    offset: i64,
+    size: i64,
+    write: bool,
+}
+
+/// An instruction's place in a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// The group's number.
+    pub group: u8,
+    /// Where the access lies, counted from the root as it was at the group's first access.
+    pub offset: i32,
+}
+
+/// Accesses that share a check.
+#[derive(Clone, Copy, Debug)]
+pub struct Group {
+    /// The first byte, counted from the root at the first access.
+    pub start: i32,
+    /// The byte after the last.
+    pub end: i32,
+    /// Whether any access writes.
+    pub write: bool,
+    members: u32,
+    /// Branches before the first access.
+    branches: u32,
+}
+
+/// A group to which accesses may be added.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    root: Root,
+    group: u8,
+    /// What was added to the root since the first access.
+    moved: i64,
+}
+
+/// Finds the groups of a block. `writes` tells whether an instruction writes to its memory operand.
+pub fn find(guests: &mut [Guest], mut writes: impl FnMut(&Instruction) -> bool) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    let mut open: Vec<Open> = Vec::new();
+    let mut branches = 0;
+    for guest in guests.iter_mut() {
+        guest.member = None;
+        if let Some(access) = access(guest, &mut writes) {
+            guest.member = join(&mut groups, &mut open, access, branches);
+        }
+        change_roots(&mut open, guest);
+        branches += u32::from(guest.kind == Kind::Branch);
+    }
+    for guest in guests {
+        guest.member = guest
+            .member
+            .filter(|member| groups[usize::from(member.group)].members > 1);
+    }
+    groups
+}
+
+fn join(
+    groups: &mut Vec<Group>,
+    open: &mut Vec<Open>,
+    access: Access,
+    branches: u32,
+) -> Option<Member> {
+    // The newest first: after a group for reads there may be one for writes.
+    for candidate in open.iter().rev().filter(|open| open.root == access.root) {
+        let group = &mut groups[usize::from(candidate.group)];
+        let offset = candidate.moved + access.offset;
+        let start = offset.min(i64::from(group.start));
+        let end = (offset + access.size).max(i64::from(group.end));
+        let may_write = group.write || !access.write || group.branches == branches;
+        if end - start > SPAN || !may_write {
+            continue;
+        }
+        group.start = start as i32;
+        group.end = end as i32;
+        group.write |= access.write;
+        group.members += 1;
+        return Some(Member {
+            group: candidate.group,
+            offset: offset as i32,
+        });
+    }
+    if groups.len() == MOST {
+        return None;
+    }
+    let group = groups.len() as u8;
+    groups.push(Group {
+        start: access.offset as i32,
+        end: (access.offset + access.size) as i32,
+        write: access.write,
+        members: 1,
+        branches,
+    });
+    open.push(Open {
+        root: access.root,
+        group,
+        moved: 0,
+    });
+    Some(Member {
+        group,
+        offset: access.offset as i32,
+    })
+}
+
+fn stack(offset: i64, write: bool) -> Access {
+    Access {
+        root: Root {
+            base: RSP_NUMBER,
+            index: None,
+        },
+        offset,
+        size: 8,
+        write,
+    }
+}
+
+/// The access of an instruction that may be in a group.
+fn access(guest: &Guest, writes: &mut impl FnMut(&Instruction) -> bool) -> Option<Access> {
+    let ins = &guest.ins;
+    match (guest.kind, ins.code()) {
+        (
+            Kind::Special | Kind::Transfer,
+            Code::Push_r64
+            | Code::Pushq_imm32
+            | Code::Pushq_imm8
+            | Code::Push_rm64
+            | Code::Call_rel32_64
+            | Code::Call_rm64,
+        ) => Some(stack(-8, true)),
+        (Kind::Special | Kind::Transfer, Code::Pop_r64 | Code::Retnq | Code::Retnq_imm16) => {
+            Some(stack(0, false))
+        }
+        (Kind::Special, Code::Leaveq) => Some(Access {
+            root: Root {
+                base: RBP_NUMBER,
+                index: None,
+            },
+            ..stack(0, false)
+        }),
+        (Kind::Innocuous(_), _) if ins.encoding() != EncodingKind::EVEX => operand(ins, writes),
+        _ => None,
+    }
+}
+
+fn operand(ins: &Instruction, writes: &mut impl FnMut(&Instruction) -> bool) -> Option<Access> {
+    memory_operand(ins)?;
+    let (base, index) = (ins.memory_base(), ins.memory_index());
+    let based = matches!(ins.memory_segment(), Register::FS | Register::GS);
+    let size = ins.memory_size().size();
+    if based || !base.is_gpr64() || !(index.is_gpr64() || index == Register::None) || size > 64 {
+        return None;
+    }
+    let scale = ins.memory_index_scale() as u8;
+    Some(Access {
+        root: Root {
+            base: registers::number(base),
+            index: (index != Register::None).then(|| (registers::number(index), scale)),
+        },
+        offset: ins.memory_displacement64() as i64,
+        size: size as i64,
+        write: writes(ins),
+    })
+}
+
+/// What becomes of the roots after an instruction.
+fn change_roots(open: &mut Vec<Open>, guest: &Guest) {
+    let ins = &guest.ins;
+    match ins.code() {
+        Code::Push_r64
+        | Code::Pushq_imm32
+        | Code::Pushq_imm8
+        | Code::Push_rm64
+        | Code::Call_rel32_64
+        | Code::Call_rm64 => return add(open, RSP_NUMBER, -8),
+        Code::Pop_r64 => {
+            add(open, RSP_NUMBER, 8);
+            return forget(open, registers::number(ins.op0_register()));
+        }
+        Code::Leaveq => {
+            forget(open, RSP_NUMBER);
+            return forget(open, RBP_NUMBER);
+        }
+        _ => {}
+    }
+    if let Some((register, amount)) = addition(ins) {
+        return add(open, register, amount);
+    }
+    for n in 0..ins.op_count().min(2) {
+        let written = n == 0 || writes_second(ins.mnemonic());
+        if written && ins.op_kind(n) == OpKind::Register && ins.op_register(n).is_gpr() {
+            forget(open, registers::number(ins.op_register(n)));
+        }
+    }
+    for &register in implied(ins) {
+        forget(open, register);
+    }
+}
+
+/// A constant that the instruction adds to a register.
+fn addition(ins: &Instruction) -> Option<(u8, i64)> {
+    let to = ins.op0_register();
+    if ins.op0_kind() != OpKind::Register || !to.is_gpr64() {
+        return None;
+    }
+    let number = registers::number(to);
+    let immediate = |n| {
+        matches!(
+            ins.op_kind(n),
+            OpKind::Immediate8to64 | OpKind::Immediate32to64
+        )
+        .then(|| ins.immediate(n) as i64)
+    };
+    match ins.mnemonic() {
+        Mnemonic::Add => Some((number, immediate(1)?)),
+        Mnemonic::Sub => Some((number, -immediate(1)?)),
+        Mnemonic::Inc => Some((number, 1)),
+        Mnemonic::Dec => Some((number, -1)),
+        Mnemonic::Lea if ins.memory_base() == to && ins.memory_index() == Register::None => {
+            Some((number, ins.memory_displacement64() as i64))
+        }
+        _ => None,
+    }
+}
+
+fn writes_second(mnemonic: Mnemonic) -> bool {
+    matches!(mnemonic, Mnemonic::Xchg | Mnemonic::Xadd | Mnemonic::Mulx)
+}
+
+/// Registers that the instruction writes without naming them.
+fn implied(ins: &Instruction) -> &'static [u8] {
+    match ins.mnemonic() {
+        Mnemonic::Mul | Mnemonic::Div | Mnemonic::Idiv => &[0, 2],
+        Mnemonic::Imul if ins.op_count() == 1 => &[0, 2],
+        Mnemonic::Cmpxchg8b | Mnemonic::Cmpxchg16b => &[0, 2],
+        Mnemonic::Cwd | Mnemonic::Cdq | Mnemonic::Cqo => &[2],
+        Mnemonic::Cbw
+        | Mnemonic::Cwde
+        | Mnemonic::Cdqe
+        | Mnemonic::Cmpxchg
+        | Mnemonic::Lahf => &[0],
+        Mnemonic::Pcmpestri
+        | Mnemonic::Pcmpestri64
+        | Mnemonic::Pcmpistri
+        | Mnemonic::Vpcmpestri
+        | Mnemonic::Vpcmpestri64
+        | Mnemonic::Vpcmpistri => &[1],
+        _ => &[],
+    }
+}
+
+/// A constant was added to a register.
+fn add(open: &mut Vec<Open>, register: u8, amount: i64) {
+    open.retain_mut(|open| {
+        if open.root.base == register {
+            open.moved += amount;
+        }
+        let indexed = open.root.index.is_some_and(|(index, _)| index == register);
+        !indexed && open.moved.abs() < i64::from(i32::MAX) / 4
+    });
+}
+
+/// A register changed.
+fn forget(open: &mut Vec<Open>, register: u8) {
+    open.retain(|open| {
+        open.root.base != register && open.root.index.is_none_or(|(index, _)| index != register)
+    });
+}
