@@ -3,16 +3,18 @@
 mod kernel;
 mod program;
 
-use kernel::{CHATTY, echoing, printing, spinning};
+use kernel::{CHATTY, echoing, printing, spinning, spinning_until_typed};
 use program::{LIMIT, Run, Terminal, wait_until};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::Signal;
 use rustix::termios::{Winsize, tcsetwinsize};
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{ChildStdout, Command, Stdio};
+use std::process::{ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
 
+/// An engine that counts every instruction.
+const COUNTING: [&str; 2] = ["--engine", "interpreter"];
 /// What a table begins with.
 const HEAD: &str = "belljar: up ";
 
@@ -103,12 +105,25 @@ impl Observed {
         self.next_table()
     }
 
-    /// Ends the machine; gives what the guest had printed that was not yet read.
-    fn terminate(mut self) -> String {
-        self.run.signal(Signal::TERM);
+    /// Waits for the end; gives what the guest had printed that was not yet read.
+    fn end(mut self) -> (String, ExitStatus) {
         let mut rest = String::new();
         self.output.read_to_string(&mut rest).unwrap();
-        assert_eq!(self.run.end().signal(), Some(Signal::TERM.as_raw()));
+        (rest, self.run.end())
+    }
+
+    /// The same of a guest that powers off.
+    fn power_off(self) -> String {
+        let (rest, status) = self.end();
+        assert_eq!(status.code(), Some(0));
+        rest
+    }
+
+    /// The same of one that does not end by itself.
+    fn terminate(self) -> String {
+        self.run.signal(Signal::TERM);
+        let (rest, status) = self.end();
+        assert_eq!(status.signal(), Some(Signal::TERM.as_raw()));
         rest
     }
 }
@@ -122,7 +137,7 @@ fn piped(command: &mut Command) {
 
 #[test]
 fn a_running_guest_goes_on_after_each_of_several_tables() {
-    let mut observed = Observed::start(&echoing(), &[]);
+    let mut observed = Observed::start(&echoing(), &COUNTING);
     let mut input = observed.run.child.stdin.take().unwrap();
     let mut before = 0;
     for _ in 0..5 {
@@ -137,19 +152,19 @@ fn a_running_guest_goes_on_after_each_of_several_tables() {
         before = instructions[0];
     }
     input.write_all(b".").unwrap();
-    let mut rest = String::new();
-    observed.output.read_to_string(&mut rest).unwrap();
-    assert_eq!(rest, ".");
-    assert_eq!(observed.run.end().code(), Some(0));
+    assert_eq!(observed.power_off(), ".");
 }
 
 #[test]
 fn a_guest_that_spins_with_interrupts_off_goes_on_spinning() {
-    let mut observed = Observed::start(&spinning("spins"), &[]);
+    let mut observed = Observed::start(&spinning_until_typed("spins"), &[]);
     assert_eq!(observed.printed(5), "spins");
-    let before = observed.table().numbers("instructions")[0];
-    wait_until(|| observed.table().numbers("instructions")[0] > before);
-    assert_eq!(observed.terminate(), "");
+    for _ in 0..5 {
+        assert_eq!(observed.table().row("state"), ["running"]);
+    }
+    let mut input = observed.run.child.stdin.take().unwrap();
+    input.write_all(b"k").unwrap();
+    assert_eq!(observed.power_off(), "on");
 }
 
 #[test]
@@ -168,7 +183,8 @@ fn a_halted_guest_stays_halted() {
 
 #[test]
 fn a_vcpu_that_waits_for_its_start_has_a_column() {
-    let mut observed = Observed::start(&spinning("spins"), &["--cpus", "2"]);
+    let arguments = [&COUNTING[..], &["--cpus", "2"]].concat();
+    let mut observed = Observed::start(&spinning("spins"), &arguments);
     assert_eq!(observed.printed(5), "spins");
     for _ in 0..3 {
         let table = observed.table();

@@ -35,28 +35,37 @@ fn ask(machine: &MachineHandle) -> Statistics {
 
 #[test]
 fn a_guest_that_spins_with_interrupts_off_is_asked_and_goes_on() {
-    let machine = Running::start(
-        image(|asm| {
-            asm.cli()?;
-            print(asm, "!")?;
-            let mut again = asm.create_label();
-            asm.set_label(&mut again)?;
-            asm.jmp(again)
-        }),
-        |_| (),
-    );
+    // Looks now and then whether it is to end.
+    let spinning = image(|asm| {
+        let (mut again, mut inner) = (asm.create_label(), asm.create_label());
+        asm.cli()?;
+        print(asm, "<")?;
+        asm.mov(dx, 0x3fd)?;
+        asm.set_label(&mut again)?;
+        asm.mov(ecx, 1_000_000)?;
+        asm.set_label(&mut inner)?;
+        asm.dec(ecx)?;
+        asm.jnz(inner)?;
+        asm.in_(al, dx)?;
+        asm.test(al, 1)?;
+        asm.jz(again)?;
+        print(asm, ">")?;
+        power_off(asm)
+    });
+    let machine = Running::start(spinning, |_| ());
     machine.printed.wait_for(1);
     let mut before = ask(&machine.handle);
-    assert_eq!(before.vcpus[0].activity, Activity::Running);
-    for _ in 0..5 {
-        wait_until(|| instructions(&ask(&machine.handle)) > instructions(&before));
+    for _ in 0..100 {
         let now = ask(&machine.handle);
+        assert_eq!(now.vcpus[0].activity, Activity::Running);
         assert!(now.uptime > before.uptime);
         assert!(now.vcpus[0].cpu_time > before.vcpus[0].cpu_time);
         before = now;
     }
-    machine.handle.stop();
-    assert!(matches!(machine.end().0, Outcome::Stopped));
+    assert!(machine.input.send(b"."));
+    let (outcome, printed) = machine.end();
+    assert!(matches!(outcome, Outcome::PoweredOff), "{outcome:?}");
+    assert_eq!(printed, "<>");
 }
 
 #[test]
@@ -128,7 +137,7 @@ fn a_vcpu_that_waits_for_its_start_is_asked_and_can_still_be_started() {
     assert!(machine.input.send(b"."));
     let handle = machine.handle.clone();
     assert!(matches!(machine.end().0, Outcome::PoweredOff));
-    assert!(counter(&handle.statistics(LONG), 1, "instructions") > 0);
+    assert_ne!(ask(&handle).vcpus[1].activity, Activity::WaitForSipi);
 }
 
 /// Starts the other processors at page 8.
@@ -158,14 +167,14 @@ fn a_machine_that_stands_still_tells_the_same_again_and_again() {
     assert_eq!(first.uptime, second.uptime);
     assert_eq!(first.vcpus[0].counters, second.vcpus[0].counters);
     assert_eq!(first.vcpus[0].cpu_time, second.vcpus[0].cpu_time);
+    let paused = machine.printed.len();
     machine.handle.resume();
-    wait_until(|| instructions(&ask(&machine.handle)) > instructions(&first));
+    machine.printed.wait_for(paused + 1);
+    assert!(ask(&machine.handle).uptime > first.uptime);
     let handle = machine.handle.clone();
     handle.stop();
     assert!(matches!(machine.end().0, Outcome::Stopped));
-    let last = handle.statistics(LONG);
-    assert!(last.vcpus.iter().all(|vcpu| vcpu.current), "{last:?}");
-    assert!(instructions(&last) > instructions(&first));
+    ask(&handle);
 }
 
 #[test]

@@ -54,5 +54,18 @@ pub fn spinning(text: &str) -> Vec<u8> {
     code
 }
 
+/// Prints `text` and then spins with interrupts off, but looks now and then whether the serial port
+/// has received something; then it prints "on" and powers off: cli; mov dx, 0x3fd; again: mov ecx,
+/// 1000000; inner: dec ecx; jnz inner; in al, dx; test al, 1; jz again.
+pub fn spinning_until_typed(text: &str) -> Vec<u8> {
+    let mut code = printing(text);
+    code.extend([0xfa, 0x66, 0xba, 0xfd, 0x03, 0xb9]);
+    code.extend(1_000_000_u32.to_le_bytes());
+    code.extend([0x49, 0x75, 0xfd, 0xec, 0xa8, 0x01, 0x74, 0xf3]);
+    code.extend(printing("on"));
+    code.extend(POWER_OFF);
+    code
+}
+
 /// Prints without end: mov dx, 0x3f8; mov al, '#'; again: out dx, al; jmp again.
 pub const CHATTY: [u8; 9] = [0x66, 0xba, 0xf8, 0x03, 0xb0, b'#', 0xee, 0xeb, 0xfd];
