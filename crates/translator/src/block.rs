@@ -456,6 +456,7 @@ impl Block<'_> {
 
     /// Jumps to `label` if the address in RAX is not canonical. Changes R10 and the flags.
     pub fn check_canonical(&mut self, label: Label) {
+        self.held = None;
         self.asm.mov(R10, RAX);
         self.asm.shl(R10, 16);
         self.asm.sar(R10, 16);

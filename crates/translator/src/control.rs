@@ -130,8 +130,9 @@ impl Block<'_> {
                     0
                 };
                 let place = self.stack_top(0, false);
-                self.asm.load(RAX, place);
+                // Saving the flags changes RAX.
                 self.spare_flags(flags::ALL);
+                self.asm.load(RAX, place);
                 self.dispatch(8 + more);
             }
         }
@@ -156,6 +157,7 @@ impl Block<'_> {
 
     /// The target of an indirect jump or call into the second value on its way.
     fn target(&mut self, ins: &Instruction) {
+        self.held = None;
         let host = if memory_operand(ins).is_some() {
             // The group of the instruction is that of its push.
             self.spare_flags(self.guests[self.now].live);
