@@ -128,9 +128,14 @@ impl Block<'_> {
         let index = ins.memory_index();
         if base.is_ip() || base == Register::None && index == Register::None {
             // The decoder gives the address that is meant.
+            let address = ins.memory_displacement64();
+            if base.is_ip() && self.mode.is_relative() {
+                self.load_address(to, address);
+                return None;
+            }
             return Some(match base {
-                Register::EIP => ins.memory_displacement64() & 0xffff_ffff,
-                _ => ins.memory_displacement64(),
+                Register::EIP => address & 0xffff_ffff,
+                _ => address,
             });
         }
         let wide = wide && (base.size() == 8 || base == Register::None && index.size() == 8);

@@ -136,6 +136,8 @@ pub struct Block<'a> {
     pub mode: Mode,
     /// Address of the first instruction.
     pub rip: u64,
+    /// See [`Cell::page`].
+    pub page: u32,
     pub guests: &'a [Guest],
     pub bytes: &'a [u8],
     /// The instruction under translation.
@@ -309,10 +311,45 @@ impl Block<'_> {
         }
     }
 
+    /// How the tables hold an address.
+    fn place_of(&self, address: u64) -> u64 {
+        if self.mode.is_relative() {
+            self.from_page(address) as u64
+        } else {
+            address
+        }
+    }
+
+    /// An address counted from the block's page.
+    fn from_page(&self, address: u64) -> i64 {
+        address.wrapping_sub(self.rip & !0xfff) as i64
+    }
+
+    /// Loads an address of code or data next to the code. The flags stay.
+    pub fn load_address(&mut self, to: asm::Reg, address: u64) {
+        if !self.mode.is_relative() {
+            return self.asm.mov_imm(to, address);
+        }
+        self.asm.load(to, Env::page());
+        match i32::try_from(self.from_page(address)) {
+            Ok(0) => {}
+            Ok(distance) => self.asm.lea(true, to, at(to, distance)),
+            // Displacements and branches reach 2 GiB from the end of their instruction, and a little
+            // more from its page: two steps do it.
+            Err(_) => {
+                let distance = self.from_page(address);
+                let half = (distance / 2) as i32;
+                self.asm.lea(true, to, at(to, half));
+                self.asm
+                    .lea(true, to, at(to, (distance - i64::from(half)) as i32));
+            }
+        }
+    }
+
     /// A site at the instruction under translation.
     pub fn site(&mut self) -> u32 {
         self.tables.site(Site {
-            rip: self.guest_rip(),
+            rip: self.place_of(self.guest_rip()),
             flags: self.loc,
             uncounted: (self.guests.len() - self.now) as u8,
             mode: self.mode,
@@ -440,6 +477,10 @@ impl Block<'_> {
             .alu_mem(Alu::Cmp, true, RAX, entry(Env::jump_keys_at(cache)));
         self.asm.jcc(Cond::NE, label);
         self.release(release);
+        if self.mode.is_relative() {
+            self.asm.alu_imm(Alu::And, true, RAX, -0x1000);
+            self.asm.store(Env::page(), RAX);
+        }
         self.asm.jmp_mem(entry(Env::jump_targets_at(cache)));
         self.rare.push(Rare::Indirect {
             label,
@@ -550,8 +591,9 @@ impl Block<'_> {
         if let Some(patch) = patch {
             let link = self.tables.link(Link {
                 patch,
-                target,
+                target: self.place_of(target),
                 entry,
+                mode: self.mode,
             });
             self.asm
                 .store_imm32(Env::exit(), Exit::Link(link).encode());
@@ -562,8 +604,13 @@ impl Block<'_> {
             });
             return;
         }
+        if self.mode.is_relative() {
+            self.load_address(RAX, target & !0xfff);
+            self.asm.store(Env::page(), RAX);
+        }
         let cell = self.tables.cell(Cell {
-            target,
+            target: self.place_of(target),
+            page: self.page,
             mode: self.mode,
             entry,
         });

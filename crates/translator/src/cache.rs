@@ -2,13 +2,14 @@
 
 use crate::access::writes_memory;
 use crate::asm::Asm;
-use crate::block::{Block, Guest, Layout, Rare};
+use crate::block::{Block, Guest, Layout, MOST, Rare};
 use crate::env::{CELLS, Env, JUMP_CACHES, JUMPS};
 use crate::groups;
+use crate::mixer::Mixer;
 use crate::mode::{Mode, Space};
 use crate::scan::scan;
 use crate::stubs::{self, Stubs};
-use crate::tables::{Cell, Entry, Loc, Tables};
+use crate::tables::{ANY_PAGE, Cell, Entry, Loc, Tables};
 use belljar_interpreter::Source;
 use belljar_interpreter::mmu::{CodePage, Flushes};
 use belljar_interpreter::processor::Core;
@@ -19,7 +20,7 @@ use belljar_passthrough::fault::Registration;
 use belljar_x86::Exception;
 use iced_x86::InstructionInfoFactory;
 use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 
 /// The most bytes that a block's code may take.
 const LARGEST_BLOCK: usize = 64 << 10;
@@ -29,38 +30,10 @@ const LONGEST: usize = 15;
 /// What a block is found by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
+    /// Address; of relative code the offset in its page.
     rip: u64,
     mode: Mode,
     page: u32,
-}
-
-/// A hasher for few integers.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Mixer(u64);
-
-impl Hasher for Mixer {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u64(u64::from(byte));
-        }
-    }
-
-    fn write_u8(&mut self, value: u8) {
-        self.write_u64(u64::from(value));
-    }
-
-    fn write_u32(&mut self, value: u32) {
-        self.write_u64(u64::from(value));
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        let mixed = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = mixed ^ mixed >> 32;
-    }
 }
 
 type Map<K, V> = HashMap<K, V, BuildHasherDefault<Mixer>>;
@@ -113,6 +86,8 @@ pub struct Cache {
     pages: Map<u32, Page>,
     /// [`CodePages::changes`] when the pages were last looked at.
     seen: u64,
+    /// Where pages of relative code are mapped, of those that jump caches and cells lead to or from.
+    bound: Map<u32, u64>,
     /// Pages of guest-virtual addresses that jump caches or cells lead to.
     led_to: Set<u64>,
     /// Jump caches with entries that are not global.
@@ -156,6 +131,7 @@ impl Cache {
             blocks: Map::default(),
             pages: Map::default(),
             seen: 0,
+            bound: Map::default(),
             led_to: Set::default(),
             local_caches: [false; JUMP_CACHES],
             filled: Vec::new(),
@@ -201,6 +177,7 @@ impl Cache {
         }
         self.local.clear();
         self.led_to.clear();
+        self.bound.clear();
     }
 
     /// Empties the jump caches and cells that lead to pages that are not global.
@@ -214,6 +191,7 @@ impl Cache {
         for number in std::mem::take(&mut self.local) {
             self.empty_cell(env, number);
         }
+        self.bound.clear();
     }
 
     fn empty_cell(&self, env: &mut Env, number: u32) {
@@ -291,11 +269,17 @@ impl Cache {
         let CodePage::Ram(number) = page else {
             return Ok(None);
         };
+        let number = number as u32;
+        let relative = mode.is_relative();
         let key = Key {
-            rip,
+            rip: if relative { rip % PAGE_SIZE } else { rip },
             mode,
-            page: number as u32,
+            page: number,
         };
+        let global = global && !relative;
+        if relative {
+            self.bind(env, number, rip - rip % PAGE_SIZE);
+        }
         let code = core.mmu.memory().code();
         if let Some(block) = self.blocks.get(&key).copied()
             && block.sources[0].is_current(code)
@@ -303,8 +287,19 @@ impl Cache {
             return Ok(Some(Found { block, global }));
         }
         Ok(self
-            .translate(core, env, key, page)
+            .translate(core, env, key, rip, page)
             .map(|block| Found { block, global }))
+    }
+
+    /// Notes where a page of relative code is mapped. Cells of its blocks lead to pages by their
+    /// distance, so they hold for one place at a time.
+    fn bind(&mut self, env: &mut Env, page: u32, mapped: u64) {
+        match self.bound.get(&page) {
+            Some(known) if *known == mapped => return,
+            Some(_) => self.forget_jumps(env),
+            None => {}
+        }
+        self.bound.insert(page, mapped);
     }
 
     /// Translates the block of `key`; `None` if its first instruction must be interpreted.
@@ -313,6 +308,7 @@ impl Cache {
         core: &mut Core,
         env: &mut Env,
         key: Key,
+        rip: u64,
         page: CodePage,
     ) -> Option<Translated> {
         if self.tables.is_full()
@@ -321,12 +317,12 @@ impl Cache {
             self.clear(env);
         }
         let source = belljar_interpreter::mark(core, page)?;
-        let offset = key.rip % PAGE_SIZE;
-        let mut bytes = [0; PAGE_SIZE as usize];
-        let length = (PAGE_SIZE - offset).min((LONGEST * crate::block::MOST) as u64) as usize;
+        let offset = rip % PAGE_SIZE;
+        let mut bytes = [0; LONGEST * MOST];
+        let length = ((PAGE_SIZE - offset) as usize).min(bytes.len());
         let bytes = &mut bytes[..length];
         core.mmu.read_code(page, offset, bytes);
-        let next = scan(core, key.mode, key.rip, bytes, &mut self.guests);
+        let next = scan(core, key.mode, rip, bytes, &mut self.guests);
         if self.guests.is_empty() {
             return None;
         }
@@ -349,7 +345,12 @@ impl Cache {
             stubs: &self.stubs,
             // What follows a block without groups may have them.
             mode: key.mode.wide(),
-            rip: key.rip,
+            rip,
+            page: if key.mode.is_relative() {
+                key.page
+            } else {
+                ANY_PAGE
+            },
             guests: &self.guests,
             bytes,
             now: 0,
@@ -411,12 +412,12 @@ impl Cache {
     }
 
     /// Lets a cell lead to its target until mappings change.
-    pub fn resolve_cell(&mut self, env: &mut Env, number: u32, found: &Found) {
+    pub fn resolve_cell(&mut self, env: &mut Env, number: u32, rip: u64, found: &Found) {
         let Some(cell) = self.tables.cells.get(number as usize) else {
             return;
         };
         let target = self.address(found.block.layout.entry(cell.entry));
-        self.led_to.insert(cell.target >> 12);
+        self.led_to.insert(rip >> 12);
         env.cells[number as usize % CELLS] = target;
         self.filled.push(number);
         if !found.global {

@@ -15,6 +15,8 @@ use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 enum Value {
     Register(u8),
     Constant(u64),
+    /// An address next to the code.
+    Code(u64),
     /// The first value on its way.
     Temp,
 }
@@ -71,6 +73,9 @@ impl Block<'_> {
             let value = if wide { value } else { value & 0xffff_ffff };
             self.asm.mov_imm(host, value);
         }
+        if !wide && ins.memory_base().is_ip() {
+            self.asm.mov32(host, host);
+        }
         if host == R10 {
             self.asm.store(Env::gpr(number), R10);
         }
@@ -113,7 +118,7 @@ impl Block<'_> {
             Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => self.jump(ins.near_branch64()),
             Code::Jrcxz_rel8_64 => self.jump_if_rcx_is_zero(&ins),
             Code::Call_rel32_64 => {
-                self.push(Value::Constant(ins.next_ip()));
+                self.push(Value::Code(ins.next_ip()));
                 self.jump(ins.near_branch64());
             }
             Code::Jmp_rm64 => {
@@ -150,7 +155,7 @@ impl Block<'_> {
             label,
             exit: Exit::Fallback(site),
         });
-        self.push(Value::Constant(ins.next_ip()));
+        self.push(Value::Code(ins.next_ip()));
         self.asm.load(RAX, Env::temp(1));
         self.dispatch(0);
     }
@@ -221,7 +226,11 @@ impl Block<'_> {
                 };
                 self.asm.store(place, host);
             }
-            Value::Constant(value) => match i32::try_from(value as i64) {
+            Value::Code(address) if self.mode.is_relative() => {
+                self.load_address(RAX, address);
+                self.asm.store(place, RAX);
+            }
+            Value::Constant(value) | Value::Code(value) => match i32::try_from(value as i64) {
                 Ok(value) => self.asm.store_imm64(place, value),
                 Err(_) => {
                     self.asm.mov_imm(RAX, value);

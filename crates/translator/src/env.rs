@@ -26,6 +26,8 @@ pub struct Env {
     pub attention: *const u32,
     /// Reasons of the attention word that are heeded now.
     pub heeded: u32,
+    /// Guest-virtual address of the page whose relative code runs.
+    pub page: u64,
     /// Why generated code was left; see [`Exit`](crate::exit::Exit).
     pub exit: u32,
     /// The site whose access missed the TLB.
@@ -135,6 +137,7 @@ impl Env {
     field!(flags);
     field!(attention);
     field!(heeded);
+    field!(page);
     field!(exit);
     field!(site);
     field!(vector_live);

@@ -13,6 +13,7 @@ mod flags;
 mod generic;
 mod groups;
 mod gs;
+mod mixer;
 mod mode;
 mod registers;
 mod scan;

@@ -97,6 +97,12 @@ impl Mode {
         Self(self.0 & !Self::NARROW)
     }
 
+    /// Whether code is translated so that it runs wherever its page is mapped: programs and their
+    /// libraries lie at other addresses in every process.
+    pub const fn is_relative(self) -> bool {
+        matches!(self.space(), Space::User)
+    }
+
     /// The mode as a small number.
     pub const fn number(self) -> u8 {
         self.0

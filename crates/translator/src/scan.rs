@@ -8,7 +8,7 @@ use crate::mode::Mode;
 use belljar_interpreter::processor::Core;
 use belljar_interpreter::{decoder, exists};
 use belljar_passthrough::{Unit, innocuous};
-use iced_x86::{DecoderError, Instruction, Mnemonic, OpKind};
+use iced_x86::{DecoderError, Instruction, Mnemonic, OpKind, Register};
 
 /// Decodes the instructions of the block at `rip` into `guests`. Gives the address behind the last
 /// one; the block is empty if the first instruction does not end within `bytes`.
@@ -58,7 +58,7 @@ pub fn scan(core: &Core, mode: Mode, rip: u64, bytes: &[u8], guests: &mut Vec<Gu
 }
 
 fn kind(core: &Core, mode: Mode, ins: &Instruction) -> Kind {
-    if !exists(core, ins) {
+    if !exists(core, ins) || mode.is_relative() && ins.memory_base() == Register::EIP {
         return Kind::Interpreted;
     }
     if control::is_branch(ins) {

@@ -1,8 +1,10 @@
 //! What generated code refers to by number: sites, links and cells.
 
 use crate::exit::Exit;
+use crate::mixer::Mixer;
 use crate::mode::Mode;
 use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 
 /// Where the status flags are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +22,7 @@ pub enum Loc {
 /// An instruction at which generated code can be left.
 #[derive(Clone, Copy, Debug)]
 pub struct Site {
-    /// Its address.
+    /// Its address; in relative code counted from the page.
     pub rip: u64,
     /// Where the flags are before it.
     pub flags: Loc,
@@ -50,17 +52,24 @@ pub enum Entry {
 pub struct Link {
     /// Where its displacement lies in code memory.
     pub patch: u32,
-    /// Where it leads.
+    /// Where it leads; in relative code counted from the page.
     pub target: u64,
     /// By which entry.
     pub entry: Entry,
+    /// The mode of both blocks.
+    pub mode: Mode,
 }
+
+/// The page of cells of code that is not relative.
+pub const ANY_PAGE: u32 = u32::MAX;
 
 /// Where a jump to another page leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cell {
-    /// Address of the target.
+    /// Address of the target; in relative code counted from the page of the jump.
     pub target: u64,
+    /// The page of the jump, if its code is relative.
+    pub page: u32,
     /// Mode of both blocks.
     pub mode: Mode,
     /// By which entry.
@@ -76,7 +85,7 @@ pub struct Tables {
     pub links: Vec<Link>,
     /// Cells by number.
     pub cells: Vec<Cell>,
-    cell_numbers: HashMap<Cell, u32>,
+    cell_numbers: HashMap<Cell, u32, BuildHasherDefault<Mixer>>,
     /// Where in code memory instructions begin that the host may raise exceptions for, ascending,
     /// with their sites.
     pub faults: Vec<(u32, u32)>,

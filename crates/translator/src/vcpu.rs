@@ -5,7 +5,7 @@ use crate::env::Env;
 use crate::exit::Exit;
 use crate::gs;
 use crate::mode::Mode;
-use crate::tables::Loc;
+use crate::tables::{ANY_PAGE, Loc};
 use belljar_engine::{Counters, EngineError, Exit as MachineExit, Reason, Vcpu};
 use belljar_interpreter::{Flow, InterpreterVcpu};
 use belljar_x86::bits::{rflags, xstate};
@@ -157,6 +157,7 @@ impl TranslatorVcpu {
 
     /// Finds the block at the instruction pointer and runs it and what follows it.
     fn enter_block(&mut self, resolve: Option<Exit>, narrow: bool) -> Next {
+        let flushes = self.cache.counts.jump_flushes;
         let core = &mut self.processor.core;
         let code = core.mmu.memory().clone();
         self.cache
@@ -167,7 +168,6 @@ impl TranslatorVcpu {
         };
         let mode = if narrow { mode.narrow() } else { mode };
         let rip = core.cpu.rip;
-        let evictions = self.cache.counts.evictions;
         let found = match self.cache.find(core, &mut self.env, rip, mode) {
             Ok(Some(found)) => found,
             Ok(None) => {
@@ -182,11 +182,12 @@ impl TranslatorVcpu {
                 };
             }
         };
-        if evictions == self.cache.counts.evictions {
+        // What was left may be gone, or its page be mapped elsewhere.
+        if flushes == self.cache.counts.jump_flushes {
             match resolve {
                 Some(Exit::Link(number)) => self.cache.resolve_link(number, &found),
                 Some(Exit::Cell(number)) => {
-                    self.cache.resolve_cell(&mut self.env, number, &found);
+                    self.cache.resolve_cell(&mut self.env, number, rip, &found);
                 }
                 Some(Exit::Indirect) => {
                     self.cache
@@ -196,6 +197,7 @@ impl TranslatorVcpu {
             }
         }
         let entry = self.cache.entry(&found);
+        self.env.page = rip & !0xfff;
         self.load();
         self.enter(entry);
         self.store();
@@ -251,12 +253,18 @@ impl TranslatorVcpu {
             Exit::Link(number) => {
                 self.counts.links += 1;
                 let link = self.cache.tables.links.get(number as usize);
-                self.go_on(link.map(|link| link.target), exit)
+                let target = link.map(|link| self.address(link.mode, link.target));
+                self.go_on(target, exit)
             }
             Exit::Cell(number) => {
                 self.counts.cells += 1;
                 let cell = self.cache.tables.cells.get(number as usize);
-                self.go_on(cell.map(|cell| cell.target), exit)
+                // Relative code is on its target's page already.
+                let target = cell.map(|cell| match cell.page {
+                    ANY_PAGE => cell.target,
+                    _ => self.env.page | cell.target & 0xfff,
+                });
+                self.go_on(target, exit)
             }
             Exit::Indirect => {
                 self.counts.indirect += 1;
@@ -274,15 +282,11 @@ impl TranslatorVcpu {
             }
             Exit::Poll(site) => {
                 self.counts.polls += 1;
-                if let Some(site) = self.cache.tables.sites.get(site as usize) {
-                    self.processor.core.cpu.rip = site.rip;
-                }
+                self.go_to(site);
                 Next::Loop
             }
             Exit::Budget(site) => {
-                if let Some(site) = self.cache.tables.sites.get(site as usize) {
-                    self.processor.core.cpu.rip = site.rip;
-                }
+                self.go_to(site);
                 match self.processor.remaining {
                     0 => Next::Loop,
                     remaining => self.interpret(remaining),
@@ -319,12 +323,28 @@ impl TranslatorVcpu {
         Next::Resolve(exit)
     }
 
+    /// The address that the tables hold as `place`.
+    fn address(&self, mode: Mode, place: u64) -> u64 {
+        if mode.is_relative() {
+            self.env.page.wrapping_add(place)
+        } else {
+            place
+        }
+    }
+
+    /// The instruction pointer becomes that of `site`.
+    fn go_to(&mut self, site: u32) {
+        if let Some(site) = self.cache.tables.sites.get(site as usize) {
+            self.processor.core.cpu.rip = self.address(site.mode, site.rip);
+        }
+    }
+
     /// The instruction of `site` is to be executed next.
     fn return_to(&mut self, site: u32) {
+        self.go_to(site);
         let Some(site) = self.cache.tables.sites.get(site as usize) else {
             return;
         };
-        self.processor.core.cpu.rip = site.rip;
         if self.counting {
             self.processor.remaining += u64::from(site.uncounted);
         }
