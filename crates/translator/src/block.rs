@@ -138,6 +138,9 @@ pub struct Block<'a> {
     pub rip: u64,
     /// See [`Cell::page`].
     pub page: u32,
+    /// The instruction behind the block does not end in its page: its block holds only as long as
+    /// the next page is mapped as it is.
+    pub leaves_page: bool,
     pub guests: &'a [Guest],
     pub bytes: &'a [u8],
     /// The instruction under translation.
@@ -427,7 +430,8 @@ impl Block<'_> {
         let label = self.asm.label();
         let backward = target <= self.guest_rip();
         self.asm.jmp(label);
-        let patch = self.is_near(target).then(|| self.asm.here() - 4);
+        let near = self.is_near(target) && !(self.leaves_page && self.now == self.guests.len());
+        let patch = near.then(|| self.asm.here() - 4);
         self.rare.push(Rare::Jump {
             label,
             target,

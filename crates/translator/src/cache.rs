@@ -283,6 +283,8 @@ impl Cache {
         let code = core.mmu.memory().code();
         if let Some(block) = self.blocks.get(&key).copied()
             && block.sources[0].is_current(code)
+            && (block.sources[1] == Source::ABSENT || block.sources[1].is_current(code))
+            && second_page_holds(core, rip, &block)
         {
             return Ok(Some(Found { block, global }));
         }
@@ -316,16 +318,28 @@ impl Cache {
         {
             self.clear(env);
         }
-        let source = belljar_interpreter::mark(core, page)?;
+        let mut sources = [belljar_interpreter::mark(core, page)?, Source::ABSENT];
         let offset = rip % PAGE_SIZE;
         let mut bytes = [0; LONGEST * MOST];
-        let length = ((PAGE_SIZE - offset) as usize).min(bytes.len());
-        let bytes = &mut bytes[..length];
-        core.mmu.read_code(page, offset, bytes);
-        let next = scan(core, key.mode, rip, bytes, &mut self.guests);
+        let room = (PAGE_SIZE - offset) as usize;
+        let mut length = room.min(bytes.len() - LONGEST);
+        core.mmu.read_code(page, offset, &mut bytes[..length]);
+        let mut next = scan(core, key.mode, rip, &bytes[..length], &mut self.guests);
         if self.guests.is_empty() {
-            return None;
+            let second = core.mmu.code_page(&core.cpu, second_page(rip)).ok()?;
+            sources[1] = belljar_interpreter::mark(core, second)?;
+            length = room + LONGEST;
+            core.mmu
+                .read_code(second, 0, &mut bytes[room..length]);
+            let one = belljar_interpreter::decoder(core, rip, &bytes[..length])
+                .decode()
+                .len();
+            next = scan(core, key.mode, rip, &bytes[..one], &mut self.guests);
+            if self.guests.is_empty() {
+                return None;
+            }
         }
+        let bytes = &bytes[..length];
         let info = &mut self.info;
         let groups = if key.mode.is_narrow() {
             for guest in &mut self.guests {
@@ -351,6 +365,7 @@ impl Cache {
             } else {
                 ANY_PAGE
             },
+            leaves_page: next & !0xfff == rip & !0xfff && (next % PAGE_SIZE) as usize + LONGEST > PAGE_SIZE as usize,
             guests: &self.guests,
             bytes,
             now: 0,
@@ -371,33 +386,32 @@ impl Cache {
         for number in cells..self.tables.cells.len() {
             self.empty_cell(env, number as u32);
         }
-        let block = Translated {
-            layout,
-            sources: [source, Source::ABSENT],
-        };
+        let block = Translated { layout, sources };
         self.enter(env, key, block);
         Some(block)
     }
 
     fn enter(&mut self, env: &mut Env, key: Key, block: Translated) {
-        let source = block.sources[0];
         self.blocks.insert(key, block);
-        let page = self.pages.entry(source.page).or_insert_with(|| Page {
-            generation: source.generation,
-            blocks: Vec::new(),
-        });
-        if page.generation != source.generation {
+        for source in block.sources {
+            if source == Source::ABSENT {
+                continue;
+            }
+            let page = self.pages.entry(source.page).or_insert_with(|| Page {
+                generation: source.generation,
+                blocks: Vec::new(),
+            });
+            let old = std::mem::replace(&mut page.generation, source.generation);
+            if old == source.generation {
+                page.blocks.push(key);
+                continue;
+            }
             // It changed while the block was translated.
-            page.generation = source.generation;
-            for old in std::mem::take(&mut page.blocks) {
-                if old != key {
-                    self.blocks.remove(&old);
-                }
+            let stale = std::mem::replace(&mut page.blocks, vec![key]);
+            for old in stale.into_iter().filter(|old| *old != key) {
+                self.blocks.remove(&old);
             }
             self.forget_jumps(env);
-        }
-        if let Some(page) = self.pages.get_mut(&source.page) {
-            page.blocks.push(key);
         }
     }
 
@@ -406,6 +420,10 @@ impl Cache {
         let Some(link) = self.tables.links.get(number as usize) else {
             return;
         };
+        if found.block.sources[1] != Source::ABSENT {
+            // It holds no longer than the next page's mapping, and links hold for good.
+            return;
+        }
         let target = found.block.layout.entry(link.entry);
         let displacement = target.wrapping_sub(link.patch + 4);
         self.memory.patch(link.patch, &displacement.to_le_bytes());
@@ -417,7 +435,7 @@ impl Cache {
             return;
         };
         let target = self.address(found.block.layout.entry(cell.entry));
-        self.led_to.insert(rip >> 12);
+        self.lead_to(rip, found);
         env.cells[number as usize % CELLS] = target;
         self.filled.push(number);
         if !found.global {
@@ -425,10 +443,17 @@ impl Cache {
         }
     }
 
+    fn lead_to(&mut self, rip: u64, found: &Found) {
+        self.led_to.insert(rip >> 12);
+        if found.block.sources[1] != Source::ABSENT {
+            self.led_to.insert(second_page(rip) >> 12);
+        }
+    }
+
     /// Enters a target into the jump cache.
     pub fn resolve_jump(&mut self, env: &mut Env, space: Space, rip: u64, found: &Found) {
         let (cache, slot) = (space as usize, rip as usize % JUMPS);
-        self.led_to.insert(rip >> 12);
+        self.lead_to(rip, found);
         env.jump_keys[cache][slot] = rip;
         env.jump_targets[cache][slot] = self.address(found.block.layout.saved);
         self.local_caches[cache] |= !found.global;
@@ -443,4 +468,18 @@ impl Cache {
     pub fn entry_stub(&self) -> u64 {
         self.address(self.stubs.enter)
     }
+}
+
+/// The page after that of `rip`.
+const fn second_page(rip: u64) -> u64 {
+    (rip | (PAGE_SIZE - 1)).wrapping_add(1)
+}
+
+/// Whether the second page of a block, if it has one, is still mapped where it was.
+fn second_page_holds(core: &mut Core, rip: u64, block: &Translated) -> bool {
+    block.sources[1] == Source::ABSENT
+        || matches!(
+            core.mmu.code_page(&core.cpu, second_page(rip)),
+            Ok(CodePage::Ram(page)) if page as u32 == block.sources[1].page
+        )
 }
