@@ -55,6 +55,11 @@ fn the_interpreter_boots_a_stock_kernel_the_same_way_twice() {
 }
 
 #[test]
+fn the_translator_boots_a_stock_kernel_as_the_interpreter_does() {
+    runs_as_in_the_interpreter(choose_engine(EngineChoice::Translator).unwrap());
+}
+
+#[test]
 fn where_an_engine_stops_does_not_change_what_a_guest_does() {
     runs_as_in_the_interpreter(Arc::new(Stuttering(interpreter())));
 }

@@ -16,6 +16,8 @@ use thiserror::Error;
 
 /// Cases that a worker takes at once.
 const SHARE: u64 = 256;
+/// How often a case that differs is thinned out: what is left out later may have been what needed something earlier.
+const PASSES: u32 = 2;
 
 /// What runs cases: the host, or a machine with an engine.
 pub trait Runner: Send {
@@ -295,42 +297,56 @@ impl Pair {
     }
 
     /// Makes a case that differs shorter: cuts off its end, then turns what is not needed into NOPs.
-    fn minimise(&mut self, mismatch: Mismatch) -> Result<Mismatch, CampaignError> {
-        let mut whole = mismatch.case.clone();
-        if whole.units.is_empty() {
-            whole.units = vec![Unit::ALONE; whole.instructions.len()];
+    fn minimise(&mut self, mut mismatch: Mismatch) -> Result<Mismatch, CampaignError> {
+        if mismatch.case.units.is_empty() {
+            mismatch.case.units = vec![Unit::ALONE; mismatch.case.instructions.len()];
         }
-        let mut least = mismatch;
-        let mut without = vec![false; whole.units.len()];
-        for kept in 1..without.len() {
-            let ended: Vec<bool> = (0..without.len()).map(|unit| unit >= kept).collect();
+        if self.run(&mismatch.case)?.is_empty() {
+            mismatch.differences.push(Difference {
+                what: "when it is run again, without the cases before it".into(),
+                host: "no differences".into(),
+                engine: "no differences".into(),
+            });
+            return Ok(mismatch);
+        }
+        let mut least = self.cut(mismatch)?;
+        for _ in 0..PASSES {
+            least = self.thin_out(least)?;
+        }
+        Ok(least)
+    }
+
+    /// Cuts off the end of a case that differs.
+    fn cut(&mut self, mismatch: Mismatch) -> Result<Mismatch, CampaignError> {
+        let whole = &mismatch.case;
+        for kept in 1..whole.units.len() {
+            let ended: Vec<bool> = (0..whole.units.len()).map(|unit| unit >= kept).collect();
             let mut case = whole.without(&ended);
-            let length = whole.units[..kept].iter().map(|u| u.length).sum();
+            case.units.truncate(kept);
+            let length = case.units.iter().map(|unit| unit.length).sum();
             case.instructions.truncate(length);
             if let Some(found) = self.still_differs(case)? {
-                (least, without) = (found, ended);
-                break;
+                return Ok(found);
             }
         }
-        let whole = least.case.clone();
-        // The instruction after which the outcomes part is what the case is entered under.
-        let last = if whole.is_block() {
-            without.len()
-        } else {
-            without
-                .iter()
-                .position(|&ended| ended)
-                .unwrap_or(without.len())
-                - 1
-        };
-        for unit in 0..last {
-            if without[unit] || whole.units[unit].needed {
+        Ok(mismatch)
+    }
+
+    /// Turns what a case that differs does not need into NOPs.
+    fn thin_out(&mut self, mismatch: Mismatch) -> Result<Mismatch, CampaignError> {
+        let mut least = mismatch;
+        // The instruction after which the outcomes part is what a sequence is entered under.
+        let count = least.case.units.len() - usize::from(!least.case.is_block());
+        for number in 0..count {
+            if least.case.units[number].needed {
                 continue;
             }
-            without[unit] = true;
-            match self.still_differs(whole.without(&without))? {
-                Some(found) => least = found,
-                None => without[unit] = false,
+            let only: Vec<bool> = (0..count).map(|unit| unit == number).collect();
+            let case = least.case.without(&only);
+            if case.instructions != least.case.instructions
+                && let Some(found) = self.still_differs(case)?
+            {
+                least = found;
             }
         }
         Ok(least)

@@ -2,7 +2,7 @@
 
 use crate::case::{Case, Outcome};
 use crate::encode::decode;
-use crate::flags::in_rflags;
+use crate::flags::{in_rflags, undefined};
 use crate::layout::{BLOCK, DATA, PAGE, data_offset, is_readable};
 use crate::report::operand_address;
 use belljar_x86::bits::rflags;
@@ -38,8 +38,9 @@ pub enum Flags {
 pub struct Rules {
     /// Flags that the manual calls undefined after an instruction.
     pub undefined: Flags,
-    /// The status flags at an exception that an access to memory raised: #SS, #GP, #PF or #AC.
-    pub at_memory_fault: Flags,
+    /// The status flags at a fault that an instruction's operands raised: #SS, #GP, #PF and #AC by an access to memory, #DE,
+    /// #MF and #XM by values.
+    pub at_fault: Flags,
 }
 
 impl Default for Rules {
@@ -47,13 +48,15 @@ impl Default for Rules {
     fn default() -> Self {
         Self {
             undefined: Flags::Ignore,
-            at_memory_fault: Flags::Compare,
+            at_fault: Flags::Compare,
         }
     }
 }
 
-/// The vectors of [`Rules::at_memory_fault`].
+/// Vectors of the faults that accesses to memory raise.
 const MEMORY_FAULTS: [u64; 4] = [12, 13, 14, 17];
+/// Vectors of those that other operands raise.
+const VALUE_FAULTS: [u64; 3] = [0, 16, 19];
 
 /// One difference.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,7 +153,9 @@ pub fn differences(case: &Case, host: &Outcome, engine: &Outcome, rules: Rules) 
         Flags::Ignore => undefined_flags(case),
         Flags::Compare => Ignored::default(),
     };
-    if rules.at_memory_fault == Flags::Ignore && MEMORY_FAULTS.contains(&host.fault.vector) {
+    let vector = &host.fault.vector;
+    let at_fault = MEMORY_FAULTS.contains(vector) || VALUE_FAULTS.contains(vector);
+    if rules.at_fault == Flags::Ignore && at_fault {
         ignored.rflags |= rflags::STATUS;
     }
     compare_faults(case, host, engine, &mut found);
@@ -194,9 +199,12 @@ fn is_open_order(case: &Case, host: &Outcome, engine: &Outcome) -> bool {
         instruction.mnemonic(),
         Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq
     );
+    let size = instruction.memory_size().size();
+    let aligned =
+        |at: u64| at.is_multiple_of(size as u64) || host.registers.rflags & rflags::AC == 0;
     let lost = |operand| {
         let address = operand_address(&instruction, operand, &host.registers);
-        address.is_some_and(|at| !is_readable(at, instruction.memory_size().size()))
+        address.is_some_and(|at| !is_readable(at, size) || !aligned(at))
     };
     compares && lost(0) && lost(1)
 }
@@ -270,7 +278,7 @@ fn undefined_flags(case: &Case) -> Ignored {
         .instructions
         .iter()
         .filter_map(|bytes| decode(bytes))
-        .fold(0, |bits, e| bits | e.instruction.rflags_undefined());
+        .fold(0, |bits, e| bits | undefined(&e.instruction));
     let chosen = |name: u32| bits & name != 0;
     Ignored {
         rflags: in_rflags(bits) | case.defined_flags.others(),

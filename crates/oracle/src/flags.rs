@@ -6,7 +6,7 @@
 
 use crate::random::Random;
 use belljar_x86::bits::rflags;
-use iced_x86::{Code, Instruction, RflagsBits};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, RflagsBits};
 
 /// The status flags in the decoder's words.
 const STATUS: u32 = RflagsBits::OF
@@ -44,8 +44,7 @@ impl Defined {
 
     /// Whether `instruction` leaves these defined and reads no others.
     pub fn allows(self, instruction: &Instruction) -> bool {
-        instruction.rflags_undefined() & self.0 == 0
-            && instruction.rflags_read() & STATUS & !self.0 == 0
+        undefined(instruction) & self.0 == 0 && instruction.rflags_read() & STATUS & !self.0 == 0
     }
 
     /// The same of instructions with `code`, whatever their operands.
@@ -60,6 +59,19 @@ impl Defined {
     /// The status flags that may be undefined, as bits of RFLAGS.
     pub fn others(self) -> u64 {
         in_rflags(STATUS & !self.0)
+    }
+}
+
+/// The flags that `instruction` leaves undefined, in the decoder's words.
+pub fn undefined(instruction: &Instruction) -> u32 {
+    let known = instruction.rflags_undefined();
+    let rotates = matches!(instruction.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr);
+    let by_immediate = instruction.op1_kind() == OpKind::Immediate8;
+    // The decoder takes a rotation by all of its bits for none. SDM 2B, RCL.
+    if rotates && by_immediate && instruction.immediate8() & 0x1f > 1 {
+        known | RflagsBits::OF
+    } else {
+        known
     }
 }
 

@@ -85,7 +85,7 @@ struct Options {
     /// Compare the flags that the manual calls undefined as well.
     #[arg(long)]
     compare_undefined: bool,
-    /// Do not compare the status flags at exceptions that memory accesses raise.
+    /// Do not compare the status flags at faults that an instruction's operands raise.
     #[arg(long)]
     ignore_flags_at_faults: bool,
     /// Run the engine without a budget of instructions, as machines do.
@@ -118,7 +118,7 @@ impl Options {
             rules.undefined = Flags::Compare;
         }
         if self.ignore_flags_at_faults {
-            rules.at_memory_fault = Flags::Ignore;
+            rules.at_fault = Flags::Ignore;
         }
         rules
     }

@@ -112,7 +112,7 @@ fn a_difference_in_any_part_of_the_state_is_told() {
 }
 
 #[test]
-fn status_flags_at_a_memory_fault_may_be_left_out() {
+fn status_flags_at_a_fault_may_be_left_out() {
     let case = cases(&generator(Shape::Single, &["Nop_rm64"]), 1).remove(0);
     let outcomes = Host::new()
         .unwrap()
@@ -120,14 +120,15 @@ fn status_flags_at_a_memory_fault_may_be_left_out() {
         .unwrap();
     let mut outcome = outcomes[0].clone().unwrap();
     let lenient = Rules {
-        at_memory_fault: Flags::Ignore,
+        at_fault: Flags::Ignore,
         ..Rules::default()
     };
     for (vector, flag, rules, found) in [
         (14, 1, Rules::default(), 1),
         (14, 1, lenient, 0),
         (13, 1 << 11, lenient, 0),
-        // Not a status flag; not a fault of memory.
+        (19, 1, lenient, 0),
+        // Not a status flag; not a fault.
         (14, 1 << 10, lenient, 1),
         (BREAKPOINT, 1, lenient, 1),
     ] {
