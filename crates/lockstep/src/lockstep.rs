@@ -43,6 +43,8 @@ pub struct Position {
     pub slice: u64,
     /// Instructions executed on the left.
     pub instruction: u64,
+    /// Slices after which status flags differed, and nothing came of it.
+    pub flag_slices: u64,
 }
 
 /// How a run ended.
@@ -70,7 +72,14 @@ impl std::fmt::Display for End {
             f,
             "no difference in {} instructions ({} slices): {how}",
             position.instruction, position.slice
-        )
+        )?;
+        match position.flag_slices {
+            0 => Ok(()),
+            count => write!(
+                f,
+                "; status flags differed after {count} slices for a while"
+            ),
+        }
     }
 }
 
@@ -177,5 +186,6 @@ pub(crate) fn position(pair: &Pair) -> Position {
     Position {
         slice: pair.slices,
         instruction: pair.left.executed,
+        flag_slices: pair.flag_slices(),
     }
 }

@@ -40,6 +40,10 @@ struct Options {
     /// Slices between comparisons of all RAM; 0 compares it only after another difference
     #[arg(long, default_value_t = 2000)]
     memory_every: u64,
+    /// Count status flags that differ as a difference also while nothing comes of it; the manual
+    /// leaves some undefined
+    #[arg(long)]
+    exact_flags: bool,
     /// End after this many instructions
     #[arg(long, default_value_t = u64::MAX)]
     instructions: u64,
@@ -107,6 +111,7 @@ impl Options {
 fn main() -> Result<ExitCode> {
     let options = Options::parse();
     let sides = Sides {
+        exact_flags: options.exact_flags,
         script: Script {
             prompt: options.prompt.clone().or_else(|| Some(PROMPT.to_owned())),
             lines: options.lines.clone(),

@@ -23,6 +23,7 @@ fn run(engine: Arc<dyn Engine>) -> End {
     let guest = belljar_image::default_guest(None).unwrap();
     let sides = Sides {
         script: Script::default(),
+        exact_flags: false,
         config: MachineConfig {
             kernel: Some(guest.kernel),
             initrd: Some(guest.initrd),

@@ -43,10 +43,15 @@ fn guest() -> NamedTempFile {
 
 /// Runs the guest in an interpreter and in one with `fault`.
 fn run(fault: Option<Fault>, settings: Settings) -> End {
+    run_with(fault, settings, true)
+}
+
+fn run_with(fault: Option<Fault>, settings: Settings, exact_flags: bool) -> End {
     let image = guest();
     let interpreter = || Arc::new(Interpreter::new());
     let sides = Sides {
         script: Script::default(),
+        exact_flags,
         config: MachineConfig {
             kernel: Some(image.path().to_owned()),
             memory: Size::mib(16),
@@ -127,6 +132,21 @@ fn a_fault_that_hides_from_single_steps_is_found_by_halving() {
     assert_eq!(report.at.instruction, 45_678, "{report}");
     let last = report.history.iter().next_back().unwrap();
     assert_eq!(last.number, 45_677);
+}
+
+#[test]
+fn status_flags_may_differ_for_a_while_unless_they_must_be_exact() {
+    // The last instruction of a slice, an XOR: the next one sets all flags anew.
+    let fault = Some(Fault::Flags { after: 45_000 });
+    let end = run_with(fault, settings(), false);
+    let End::Executed(position) = end else {
+        panic!("{end}");
+    };
+    assert_eq!(position.flag_slices, 1);
+    let End::Differ(report) = run_with(fault, settings(), true) else {
+        panic!("no difference");
+    };
+    assert_eq!(names(&report), ["rflags"]);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 use belljar_engine::{Counters, Engine, EngineError, Exit, Vcpu, VcpuSetup};
 use belljar_memory::{GuestMemory, GuestPhysAddr};
+use belljar_x86::bits::rflags;
 use belljar_x86::{CpuState, Gpr};
 use std::sync::Arc;
 
@@ -14,6 +15,8 @@ pub enum Fault {
     Register { after: u64 },
     /// A byte of RAM changes.
     Memory { after: u64, at: u64 },
+    /// The carry flag changes.
+    Flags { after: u64 },
     /// RBX changes, unless the engine runs one instruction at a time.
     Unstepped { after: u64 },
 }
@@ -21,9 +24,10 @@ pub enum Fault {
 impl Fault {
     const fn after(self) -> u64 {
         match self {
-            Self::Register { after } | Self::Memory { after, .. } | Self::Unstepped { after } => {
-                after
-            }
+            Self::Register { after }
+            | Self::Memory { after, .. }
+            | Self::Flags { after }
+            | Self::Unstepped { after } => after,
         }
     }
 }
@@ -75,7 +79,11 @@ impl BrokenVcpu {
             return;
         }
         let mut state = self.sound.state().clone();
-        state.gpr[Gpr::Rbx as usize] ^= 1 << 40;
+        if matches!(self.fault, Fault::Flags { .. }) {
+            state.rflags ^= rflags::CF;
+        } else {
+            state.gpr[Gpr::Rbx as usize] ^= 1 << 40;
+        }
         self.sound.set_state(state);
     }
 }
