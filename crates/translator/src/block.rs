@@ -59,6 +59,10 @@ pub enum Kind {
     Special,
     /// A conditional jump: the block goes on where it is not taken.
     Branch,
+    /// By hand, of the system; the block goes on.
+    System,
+    /// STAC or CLAC; the block ends.
+    Access,
     /// By hand; the block ends.
     Transfer,
     /// By the interpreter; the block ends before it.
@@ -279,6 +283,11 @@ impl Block<'_> {
                 self.transfer();
                 return false;
             }
+            Kind::System => self.system(),
+            Kind::Access => {
+                self.change_access();
+                return false;
+            }
             Kind::Interpreted => false,
         };
         if !done {
@@ -295,7 +304,7 @@ impl Block<'_> {
             Kind::Nothing | Kind::Branch => true,
             Kind::Innocuous(_) => !reads_memory || guest.member.is_some(),
             Kind::Special | Kind::Transfer => guest.member.is_some() && !reads_memory,
-            Kind::Lea | Kind::Interpreted => false,
+            Kind::Lea | Kind::System | Kind::Access | Kind::Interpreted => false,
         }
     }
 
@@ -440,6 +449,21 @@ impl Block<'_> {
             skipped: 0,
             backward,
         });
+    }
+
+    /// Jumps to the next instruction, which is code of another mode, at the end of the block.
+    pub fn jump_to_mode(&mut self, target: u64, mode: Mode) {
+        let saved = self.loc == Loc::Saved;
+        let entry = if saved { Entry::Saved } else { Entry::Host };
+        let cell = self.tables.cell(Cell {
+            target: self.place_of(target),
+            page: self.page,
+            mode,
+            entry,
+        });
+        self.asm
+            .mov_imm(RAX, u64::from(Exit::Cell(cell).encode()));
+        self.asm.jmp_mem(Env::cell(cell));
     }
 
     /// Jumps to a target that is known on a condition. The flags are the host's.

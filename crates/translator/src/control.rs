@@ -12,12 +12,14 @@ use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 /// How a value is pushed.
 #[derive(Clone, Copy, Debug)]
-enum Value {
+pub enum Value {
+    /// A register, by the guest's number.
     Register(u8),
+    /// A constant.
     Constant(u64),
     /// An address next to the code.
     Code(u64),
-    /// The first value on its way.
+    /// The value on its way that has number 1.
     Temp,
 }
 
@@ -200,7 +202,7 @@ impl Block<'_> {
     }
 
     /// The host's place of the word `offset` from the top of the stack, by way of R10.
-    fn stack_top(&mut self, offset: i32, write: bool) -> Mem {
+    pub fn stack_top(&mut self, offset: i32, write: bool) -> Mem {
         if let Some(member) = self.guest().member {
             return self.shared(member, |block, start| {
                 block.asm.lea(true, R10, at(GUEST_RSP, start));
@@ -213,7 +215,8 @@ impl Block<'_> {
         at(R10, 0)
     }
 
-    fn push(&mut self, value: Value) {
+    /// Pushes a value.
+    pub fn push(&mut self, value: Value) {
         let place = self.stack_top(-8, true);
         match value {
             Value::Register(number) => {

@@ -3,6 +3,7 @@
 use crate::asm::{Mem, env};
 use belljar_interpreter::InterpreterVcpu;
 use belljar_interpreter::tlb::{Entries, Entry};
+use belljar_x86::Segment;
 use belljar_x86::state::VectorState;
 use std::mem::offset_of;
 
@@ -20,6 +21,18 @@ pub struct Env {
     pub gpr: [u64; 16],
     /// The status flags as `lahf; seto al` leaves them in AX, while they are not in the host's.
     pub flags: u64,
+    /// IF, at its place in RFLAGS.
+    pub interrupts: u32,
+    /// The other flags of RFLAGS, without RF and VM.
+    pub system: u32,
+    /// What is heeded while IF is clear.
+    pub heeded_off: u32,
+    /// What is heeded while IF is set.
+    pub heeded_on: u32,
+    /// KERNEL_GS_BASE.
+    pub kernel_gs: u64,
+    /// The segment registers.
+    pub segments: *const Segment,
     /// Bases of FS and GS.
     pub bases: [u64; 2],
     /// The vCPU's attention word.
@@ -137,6 +150,12 @@ impl Env {
     field!(flags);
     field!(attention);
     field!(heeded);
+    field!(interrupts);
+    field!(system);
+    field!(heeded_off);
+    field!(heeded_on);
+    field!(kernel_gs);
+    field!(segments);
     field!(page);
     field!(exit);
     field!(site);

@@ -213,6 +213,8 @@ fn change_roots(open: &mut Vec<Open>, guest: &Guest) {
             add(open, RSP_NUMBER, 8);
             return forget(open, registers::number(ins.op0_register()));
         }
+        Code::Pushfq => return add(open, RSP_NUMBER, -8),
+        Code::Popfq => return add(open, RSP_NUMBER, 8),
         Code::Leaveq => {
             forget(open, RSP_NUMBER);
             return forget(open, RBP_NUMBER);
@@ -275,6 +277,12 @@ fn implied(ins: &Instruction) -> &'static [u8] {
         | Mnemonic::Cdqe
         | Mnemonic::Cmpxchg
         | Mnemonic::Lahf => &[0],
+        Mnemonic::Stosb
+        | Mnemonic::Stosd
+        | Mnemonic::Stosq
+        | Mnemonic::Movsb
+        | Mnemonic::Movsd
+        | Mnemonic::Movsq => &[1, 6, 7],
         Mnemonic::Pcmpestri
         | Mnemonic::Pcmpestri64
         | Mnemonic::Pcmpistri

@@ -18,6 +18,7 @@ mod mode;
 mod registers;
 mod scan;
 mod stubs;
+mod system;
 mod tables;
 mod vcpu;
 

@@ -103,6 +103,17 @@ impl Mode {
         matches!(self.space(), Space::User)
     }
 
+    /// The supervisor's mode with AC set or clear.
+    #[must_use]
+    pub const fn with_access(self, set: bool) -> Self {
+        let to = if set {
+            Set::SupervisorAc
+        } else {
+            Set::Supervisor
+        };
+        Self(self.0 & !Self::SET | to as u8)
+    }
+
     /// The mode as a small number.
     pub const fn number(self) -> u8 {
         self.0

@@ -5,6 +5,7 @@ use crate::control;
 use crate::flags::{self, Effect};
 use crate::generic::is_left_out;
 use crate::mode::Mode;
+use crate::system;
 use belljar_interpreter::processor::Core;
 use belljar_interpreter::{decoder, exists};
 use belljar_passthrough::{Unit, innocuous};
@@ -29,9 +30,9 @@ pub fn scan(core: &Core, mode: Mode, rip: u64, bytes: &[u8], guests: &mut Vec<Gu
             kind(core, mode, &ins)
         };
         let effect = match kind {
-            Kind::Innocuous(_) | Kind::Special => Effect::of(&ins),
+            Kind::Innocuous(_) | Kind::Special | Kind::System => Effect::of(&ins),
             Kind::Nothing | Kind::Lea => Effect::default(),
-            Kind::Branch | Kind::Transfer | Kind::Interpreted => Effect::UNKNOWN,
+            Kind::Branch | Kind::Access | Kind::Transfer | Kind::Interpreted => Effect::UNKNOWN,
         };
         guests.push(Guest {
             ins,
@@ -41,7 +42,7 @@ pub fn scan(core: &Core, mode: Mode, rip: u64, bytes: &[u8], guests: &mut Vec<Gu
             live: 0,
             member: None,
         });
-        if matches!(kind, Kind::Transfer | Kind::Interpreted) {
+        if matches!(kind, Kind::Access | Kind::Transfer | Kind::Interpreted) {
             break;
         }
     }
@@ -69,6 +70,12 @@ fn kind(core: &Core, mode: Mode, ins: &Instruction) -> Kind {
     }
     if control::is_special(ins) {
         return Kind::Special;
+    }
+    if system::is_system(ins, mode) {
+        return Kind::System;
+    }
+    if system::changes_access(ins, mode) {
+        return Kind::Access;
     }
     match ins.mnemonic() {
         Mnemonic::Lea if ins.op0_register().size() >= 4 => Kind::Lea,

@@ -9,6 +9,7 @@ use belljar_passthrough::code_memory::CodeMemory;
 use belljar_passthrough::fault::RECOVERY;
 use belljar_passthrough::{has_avx, has_avx512};
 use belljar_x86::Access;
+use belljar_x86::bits::rflags;
 use belljar_x86::state::{VectorState, X87};
 use std::mem::offset_of;
 
@@ -59,7 +60,11 @@ extern "sysv64" fn refill(env: *mut Env, linear: u64, size: u64, write: u64) -> 
         if (*env).straddles != 0 {
             return 0;
         }
-        &mut (*(*env).processor).core
+        let core = &mut (*(*env).processor).core;
+        // STAC and CLAC may have changed it since.
+        let access = u64::from((*env).system) & rflags::AC;
+        core.cpu.rflags = core.cpu.rflags & !rflags::AC | access;
+        core
     };
     let access = if write != 0 {
         Access::Write

@@ -12,6 +12,9 @@ use belljar_x86::bits::{rflags, xstate};
 use belljar_x86::{CpuState, Seg};
 use std::ptr::{self, NonNull};
 
+/// The flags that generated code keeps in [`Env::system`].
+const SYSTEM: u64 = !(rflags::STATUS | rflags::IF | rflags::RF | rflags::VM) & 0xffff_ffff;
+
 /// Exits of generated code, by kind.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counts {
@@ -42,6 +45,8 @@ pub struct TranslatorVcpu {
     /// [`Mmu::invalidations`](belljar_interpreter::mmu::Mmu::invalidations) of which the other
     /// vCPUs know.
     announced: u64,
+    /// System flags with which generated code was entered.
+    loaded_flags: u64,
     counts: Counts,
 }
 
@@ -85,6 +90,7 @@ impl TranslatorVcpu {
         env.vector = ptr::from_mut(&mut processor.core.cpu.vector);
         env.processor = ptr::from_mut(&mut *processor);
         env.own = ptr::from_mut(&mut *env);
+        env.segments = processor.core.cpu.segments.as_ptr();
         if let Some(attention) = processor.core.attention.get(processor.core.id as usize) {
             env.attention = attention.word().as_ptr();
         }
@@ -95,6 +101,7 @@ impl TranslatorVcpu {
             avx: offered & (xstate::SSE | xstate::AVX | xstate::AVX512),
             counting: false,
             announced: 0,
+            loaded_flags: 0,
             counts: Counts::default(),
         })
     }
@@ -212,7 +219,13 @@ impl TranslatorVcpu {
         let status = core.flags.bits();
         env.flags = (status & 0xff) << 8 | u64::from(status & rflags::OF != 0);
         env.bases = [core.cpu.seg(Seg::Fs).base, core.cpu.seg(Seg::Gs).base];
+        env.kernel_gs = core.cpu.msr.kernel_gs_base;
+        env.system = (core.cpu.rflags & SYSTEM) as u32;
+        env.interrupts = (core.cpu.rflags & rflags::IF) as u32;
+        self.loaded_flags = u64::from(env.system | env.interrupts);
         env.heeded = core.heeded;
+        env.heeded_on = core.heeded | Reason::INTERRUPT.0;
+        env.heeded_off = core.heeded & !Reason::INTERRUPT.0;
         env.budget = self.processor.remaining;
         self.counts.entries += 1;
     }
@@ -232,7 +245,17 @@ impl TranslatorVcpu {
 
     /// From the environment to the processor's state, but for the instruction pointer and the flags.
     fn store(&mut self) {
-        self.processor.core.cpu.gpr = self.env.gpr;
+        let (core, env) = (&mut self.processor.core, &self.env);
+        core.cpu.gpr = env.gpr;
+        core.cpu.segments[Seg::Gs as usize].base = env.bases[1];
+        core.cpu.msr.kernel_gs_base = env.kernel_gs;
+        let flags = u64::from(env.system | env.interrupts);
+        // A refill may have changed AC as it was at that time.
+        let known = core.cpu.rflags & (SYSTEM | rflags::IF);
+        if flags != self.loaded_flags || flags != known {
+            core.cpu.rflags = core.cpu.rflags & !(SYSTEM | rflags::IF) | flags;
+            core.refresh();
+        }
         if self.counting {
             self.processor.remaining = self.env.budget;
         }
@@ -317,7 +340,7 @@ impl TranslatorVcpu {
     fn go_on(&mut self, target: Option<u64>, exit: Exit) -> Next {
         let core = &mut self.processor.core;
         core.cpu.rip = target.unwrap_or(core.cpu.rip);
-        if core.calls() != 0 {
+        if core.calls() != 0 || self.processor.remaining == 0 {
             return Next::Loop;
         }
         Next::Resolve(exit)

@@ -1,0 +1,250 @@
+//! Frequent instructions that touch the system, and bulk string operations.
+//!
+//! The flags beside the status flags live in the environment while generated code runs: IF in
+//! [`Env::interrupts`], the others in [`Env::system`]. Code that counts its instructions leaves all
+//! that changes IF to the interpreter, so that an interrupt that waits is taken at the same
+//! instruction as there.
+
+use crate::access::Address;
+use crate::asm::{Alu, Cond, Mem, R10, RAX, RCX, RDI, RSI, at};
+use crate::block::{Block, Rare};
+use crate::control::Value;
+use crate::env::Env;
+use crate::exit::Exit;
+use crate::mode::{Mode, Space};
+use crate::registers::{self, GUEST_RAX, GUEST_RSP, Place};
+use crate::tables::Loc;
+use belljar_x86::Segment;
+use belljar_x86::bits::rflags;
+use iced_x86::{Code, Instruction, OpKind};
+use std::mem::offset_of;
+
+/// What POPF may change without the interpreter.
+const PLAIN: u64 = rflags::STATUS | rflags::IF | rflags::FIXED;
+
+/// Whether the instruction is translated by [`Block::system`], which leaves the block going.
+pub fn is_system(ins: &Instruction, mode: Mode) -> bool {
+    let supervisor = mode.space() != Space::User;
+    match ins.code() {
+        Code::Cli | Code::Sti | Code::Popfq => supervisor && !mode.counting(),
+        Code::Swapgs => supervisor,
+        Code::Pushfq => true,
+        Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => ins.op0_kind() == OpKind::Register,
+        Code::Stosb_m8_AL
+        | Code::Stosd_m32_EAX
+        | Code::Stosq_m64_RAX
+        | Code::Movsb_m8_m8
+        | Code::Movsd_m32_m32
+        | Code::Movsq_m64_m64 => {
+            let plain = matches!(ins.op0_kind(), OpKind::MemoryESRDI)
+                && !ins.has_segment_prefix()
+                && (ins.has_rep_prefix() != ins.has_repne_prefix());
+            plain && !mode.counting()
+        }
+        _ => false,
+    }
+}
+
+/// Whether the instruction sets or clears AC, which ends the block.
+pub fn changes_access(ins: &Instruction, mode: Mode) -> bool {
+    matches!(ins.code(), Code::Stac | Code::Clac) && mode.space() != Space::User
+}
+
+impl Block<'_> {
+    /// Translates an instruction for which [`is_system`] holds; `false` if it is not done.
+    pub fn system(&mut self) -> bool {
+        let ins = self.guest().ins;
+        self.held = None;
+        match ins.code() {
+            Code::Cli => {
+                self.asm.load32(RAX, Env::heeded_off());
+                self.asm.store32(Env::heeded(), RAX);
+                self.asm.store_imm32(Env::interrupts(), 0);
+            }
+            Code::Sti => {
+                // The next instruction must follow without a look at the attention word.
+                if self.now + 1 == self.guests.len() {
+                    return false;
+                }
+                self.asm.load32(RAX, Env::heeded_on());
+                self.asm.store32(Env::heeded(), RAX);
+                self.asm
+                    .store_imm32(Env::interrupts(), rflags::IF as u32);
+            }
+            Code::Pushfq => self.push_flags(),
+            Code::Popfq => self.pop_flags(),
+            Code::Swapgs => {
+                self.asm.load(RAX, Env::base(true));
+                self.asm.load(R10, Env::kernel_gs());
+                self.asm.store(Env::base(true), R10);
+                self.asm.store(Env::kernel_gs(), RAX);
+            }
+            Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => self.read_selector(&ins),
+            _ => self.bulk(&ins),
+        }
+        true
+    }
+
+    /// STAC and CLAC: the code that follows is that of another mode.
+    pub fn change_access(&mut self) {
+        let ins = self.guest().ins;
+        let set = ins.code() == Code::Stac;
+        let mode = self.mode.with_access(set);
+        if mode != self.mode {
+            let change = rflags::AC as i32;
+            self.asm.load32(RAX, Env::system());
+            self.asm
+                .lea(false, RAX, at(RAX, if set { change } else { -change }));
+            self.asm.store32(Env::system(), RAX);
+        }
+        self.jump_to_mode(ins.next_ip(), mode);
+    }
+
+    fn push_flags(&mut self) {
+        self.spare_flags(crate::flags::ALL);
+        self.asm.load32(RAX, Env::flags());
+        self.asm.mov32(R10, RAX);
+        self.asm.alu_imm(Alu::And, false, R10, 1);
+        self.asm.shl(R10, 11);
+        self.asm.shr32(RAX, 8);
+        self.asm
+            .alu_imm(Alu::And, false, RAX, rflags::STATUS as u8 as i32);
+        self.asm.reg(false, &[0x0b], RAX, R10); // or
+        self.asm.alu_mem(Alu::Or, false, RAX, Env::interrupts());
+        self.asm.alu_mem(Alu::Or, false, RAX, Env::system());
+        self.asm.store(Env::temp(1), RAX);
+        self.push(Value::Temp);
+    }
+
+    fn pop_flags(&mut self) {
+        let place = self.stack_top(0, false);
+        // Until the flags are loaded the old ones are where a fault finds them.
+        self.asm.load(RAX, place);
+        self.asm.mov32(R10, RAX);
+        self.asm.alu_mem(Alu::Xor, false, R10, Env::system());
+        self.held = None;
+        // test r10d, imm32
+        self.asm.reg(false, &[0xf7], 0, R10);
+        self.asm.bytes(&(!PLAIN as u32).to_le_bytes());
+        self.leave_if(Cond::NE);
+        self.asm.mov32(R10, RAX);
+        self.asm
+            .alu_imm(Alu::And, false, R10, rflags::IF as i32);
+        self.asm.store32(Env::interrupts(), R10);
+        self.asm.load32(R10, Env::heeded_off());
+        // test eax, imm32; cmovnz r10d, [heeded_on]
+        self.asm.byte(0xa9);
+        self.asm.bytes(&(rflags::IF as u32).to_le_bytes());
+        self.asm
+            .mem(false, &[0x0f, 0x45], R10, Env::heeded_on());
+        self.asm.store32(Env::heeded(), R10);
+        self.asm.mov32(R10, RAX);
+        self.asm.shr32(R10, 11);
+        self.asm.alu_imm(Alu::And, false, R10, 1);
+        self.asm.shl(RAX, 8);
+        self.asm
+            .alu_imm(Alu::And, false, RAX, (rflags::STATUS as u8 as i32) << 8);
+        self.asm.reg(false, &[0x0b], RAX, R10);
+        self.asm.store32(Env::flags(), RAX);
+        self.asm.lea(true, GUEST_RSP, at(GUEST_RSP, 8));
+        self.loc = Loc::Saved;
+    }
+
+    /// Leaves for the interpreter, which executes the instruction, on a condition.
+    fn leave_if(&mut self, cond: Cond) {
+        let label = self.asm.label();
+        self.asm.jcc(cond, label);
+        let site = self.site();
+        self.rare.push(Rare::Leave {
+            label,
+            exit: Exit::Fallback(site),
+        });
+    }
+
+    fn read_selector(&mut self, ins: &Instruction) {
+        let segment = ins.op1_register().number();
+        let place = segment * size_of::<Segment>() + offset_of!(Segment, selector);
+        let number = registers::number(ins.op0_register());
+        self.asm.load(RAX, Env::segments());
+        let to = match registers::place(number) {
+            Place::Host(host) => host,
+            Place::Memory => RAX,
+        };
+        self.asm
+            .mem(false, &[0x0f, 0xb7], to, at(RAX, place as i32)); // movzx
+        if to == RAX {
+            self.asm.store(Env::gpr(number), RAX);
+        }
+    }
+
+    /// REP MOVS and REP STOS upward within a page each: the host does it in one go. The rest is the
+    /// interpreter's.
+    fn bulk(&mut self, ins: &Instruction) {
+        let (copies, scale, opcode): (bool, u8, &[u8]) = match ins.code() {
+            Code::Stosb_m8_AL => (false, 0, &[0xf3, 0xaa]),
+            Code::Stosd_m32_EAX => (false, 2, &[0xf3, 0xab]),
+            Code::Stosq_m64_RAX => (false, 3, &[0xf3, 0x48, 0xab]),
+            Code::Movsb_m8_m8 => (true, 0, &[0xf3, 0xa4]),
+            Code::Movsd_m32_m32 => (true, 2, &[0xf3, 0xa5]),
+            _ => (true, 3, &[0xf3, 0x48, 0xa5]),
+        };
+        let live = self.guest().live;
+        self.spare_flags(live);
+        // test rcx, rcx
+        let end = self.asm.label();
+        self.asm.reg(true, &[0x85], RCX, RCX);
+        self.asm.jcc(Cond::E, end);
+        self.asm.alu_imm(Alu::Cmp, true, RCX, 4096);
+        self.leave_if(Cond::A);
+        self.asm.load32(RAX, Env::system());
+        self.asm.byte(0xa9); // test eax, imm32
+        self.asm.bytes(&(rflags::DF as u32).to_le_bytes());
+        self.leave_if(Cond::NE);
+        self.room(RDI, scale);
+        if copies {
+            self.room(RSI, scale);
+            self.asm.mov(R10, RSI);
+            self.check(Address::Computed, 1, false);
+            self.asm.store(Env::temp(2), R10);
+        }
+        self.asm.mov(R10, RDI);
+        self.check(Address::Computed, 1, true);
+        // The registers as they are afterwards.
+        self.after(RDI, scale, 1);
+        if copies {
+            self.after(RSI, scale, 3);
+            self.asm.load(RSI, Env::temp(2));
+        }
+        self.asm.mov(RDI, R10);
+        self.asm.mov(RAX, GUEST_RAX);
+        self.asm.bytes(opcode);
+        self.asm.load(RDI, Env::temp(1));
+        if copies {
+            self.asm.load(RSI, Env::temp(3));
+        }
+        self.asm.bind(end);
+    }
+
+    /// Leaves if RCX elements from `register` on reach beyond its page.
+    fn room(&mut self, register: u8, scale: u8) {
+        self.asm.mov32(RAX, register);
+        self.asm.alu_imm(Alu::And, false, RAX, 0xfff);
+        let end = Mem {
+            index: Some((RCX, scale)),
+            ..at(RAX, 0)
+        };
+        self.asm.lea(true, RAX, end);
+        self.asm.alu_imm(Alu::Cmp, true, RAX, 4096);
+        self.leave_if(Cond::A);
+    }
+
+    /// Notes `register` plus RCX elements in a value on its way.
+    fn after(&mut self, register: u8, scale: u8, temp: usize) {
+        let end = Mem {
+            index: Some((RCX, scale)),
+            ..at(register, 0)
+        };
+        self.asm.lea(true, RAX, end);
+        self.asm.store(Env::temp(temp), RAX);
+    }
+}
