@@ -4,7 +4,7 @@ use crate::host::Word;
 use crate::shared::{Peer, Requests};
 use crate::tlb::{Entries, Entry, Set, Tlb};
 use belljar_engine::{Board, VcpuId};
-use belljar_memory::{GuestMemory, GuestPhysAddr, PAGE_SIZE};
+use belljar_memory::{CodePages, GuestMemory, GuestPhysAddr, PAGE_SIZE};
 use belljar_x86::bits::{cr0, rflags};
 use belljar_x86::paging::{Flush, PagingMode, is_canonical, load_pdptes, translate};
 use belljar_x86::{Access, CpuState, Exception, LinearMemory, debug};
@@ -58,7 +58,7 @@ pub struct Mmu {
     /// Pages of cached code that stores changed.
     pub invalidations: u64,
     /// What was flushed since an engine that caches more took note of it.
-    pub flushes: Flushes,
+    flushes: Flushes,
 }
 
 /// The most addresses that [`Flushes`] names one by one.
@@ -111,6 +111,11 @@ impl Mmu {
             invalidations: 0,
             flushes: Flushes::default(),
         }
+    }
+
+    /// What was flushed, to be taken note of, and the record of cached code.
+    pub fn changes(&mut self) -> (&mut Flushes, &CodePages) {
+        (&mut self.flushes, self.memory.code())
     }
 
     /// Puts the TLB, which is empty then, into memory that generated code looks into.

@@ -368,6 +368,12 @@ impl Asm {
         self.byte(count);
     }
 
+    /// Logical shift right of 64 bits.
+    pub fn shr(&mut self, to: Reg, count: u8) {
+        self.reg(true, &[0xc1], 5, to);
+        self.byte(count);
+    }
+
     /// Shift right of 64 bits that keeps the sign.
     pub fn sar(&mut self, to: Reg, count: u8) {
         self.reg(true, &[0xc1], 7, to);

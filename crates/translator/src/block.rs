@@ -362,6 +362,7 @@ impl Block<'_> {
     pub fn site(&mut self) -> u32 {
         self.tables.site(Site {
             rip: self.place_of(self.guest_rip()),
+            head: self.place_of(self.rip),
             flags: self.loc,
             uncounted: (self.guests.len() - self.now) as u8,
             mode: self.mode,
@@ -493,7 +494,10 @@ impl Block<'_> {
         let site = self.site();
         let label = self.poll(R10);
         let cache = self.mode.space() as usize;
-        self.asm.mov32(R10, RAX);
+        // See `env::jump_slot`.
+        self.asm.mov(R10, RAX);
+        self.asm.shr(R10, 12);
+        self.asm.reg(false, &[0x33], R10, RAX); // xor
         self.asm
             .alu_imm(Alu::And, false, R10, crate::env::JUMPS as i32 - 1);
         let entry = |offset| asm::Mem {

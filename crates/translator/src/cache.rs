@@ -3,7 +3,7 @@
 use crate::access::writes_memory;
 use crate::asm::Asm;
 use crate::block::{Block, Guest, Layout, MOST, Rare};
-use crate::env::{CELLS, Env, JUMP_CACHES, JUMPS};
+use crate::env::{CELLS, Env, JUMP_CACHES, jump_slot};
 use crate::groups;
 use crate::mixer::Mixer;
 use crate::mode::{Mode, Space};
@@ -86,10 +86,14 @@ pub struct Cache {
     pages: Map<u32, Page>,
     /// [`CodePages::changes`] when the pages were last looked at.
     seen: u64,
+    /// Accesses to two pages by groups of a block.
+    straddles: Map<Key, u32>,
     /// Where pages of relative code are mapped, of those that jump caches and cells lead to or from.
     bound: Map<u32, u64>,
     /// Pages of guest-virtual addresses that jump caches or cells lead to.
     led_to: Set<u64>,
+    /// Slots of the jump caches that were filled since they were last emptied.
+    filled_jumps: [Vec<u16>; JUMP_CACHES],
     /// Jump caches with entries that are not global.
     local_caches: [bool; JUMP_CACHES],
     /// Cells that lead somewhere.
@@ -131,8 +135,10 @@ impl Cache {
             blocks: Map::default(),
             pages: Map::default(),
             seen: 0,
+            straddles: Map::default(),
             bound: Map::default(),
             led_to: Set::default(),
+            filled_jumps: [const { Vec::new() }; JUMP_CACHES],
             local_caches: [false; JUMP_CACHES],
             filled: Vec::new(),
             local: Vec::new(),
@@ -162,6 +168,7 @@ impl Cache {
         self.tables.clear();
         self.blocks.clear();
         self.pages.clear();
+        self.straddles.clear();
         self.forget_jumps(env);
     }
 
@@ -169,7 +176,7 @@ impl Cache {
     fn forget_jumps(&mut self, env: &mut Env) {
         self.counts.jump_flushes += 1;
         for cache in 0..JUMP_CACHES {
-            env.empty_jump_cache(cache);
+            self.empty_jumps(env, cache);
         }
         self.local_caches = [false; JUMP_CACHES];
         for number in std::mem::take(&mut self.filled) {
@@ -183,15 +190,21 @@ impl Cache {
     /// Empties the jump caches and cells that lead to pages that are not global.
     fn forget_local_jumps(&mut self, env: &mut Env) {
         self.counts.jump_flushes += 1;
-        for (cache, local) in self.local_caches.iter_mut().enumerate() {
-            if std::mem::take(local) {
-                env.empty_jump_cache(cache);
+        for cache in 0..JUMP_CACHES {
+            if std::mem::take(&mut self.local_caches[cache]) {
+                self.empty_jumps(env, cache);
             }
         }
         for number in std::mem::take(&mut self.local) {
             self.empty_cell(env, number);
         }
         self.bound.clear();
+    }
+
+    fn empty_jumps(&mut self, env: &mut Env, cache: usize) {
+        for slot in self.filled_jumps[cache].drain(..) {
+            env.empty_jump(cache, usize::from(slot));
+        }
     }
 
     fn empty_cell(&self, env: &mut Env, number: u32) {
@@ -415,6 +428,46 @@ impl Cache {
         }
     }
 
+    /// Counts an access to two pages by a group of the block at `rip`. After a few of them a block
+    /// without groups takes its place.
+    pub fn note_straddle(&mut self, core: &mut Core, env: &mut Env, rip: u64, mode: Mode) {
+        const FEW: u32 = 4;
+        let Ok(CodePage::Ram(page)) = core.mmu.code_page(&core.cpu, rip) else {
+            return;
+        };
+        let key = Key {
+            rip: if mode.is_relative() {
+                rip % PAGE_SIZE
+            } else {
+                rip
+            },
+            mode,
+            page: page as u32,
+        };
+        let count = self.straddles.entry(key).or_insert(0);
+        *count += 1;
+        if *count != FEW {
+            return;
+        }
+        let Some(old) = self.blocks.get(&key).copied() else {
+            return;
+        };
+        let evictions = self.counts.evictions;
+        let Ok(Some(new)) = self.find(core, env, rip, mode.narrow()) else {
+            return;
+        };
+        if evictions != self.counts.evictions {
+            return;
+        }
+        for entry in [Entry::Host, Entry::Poll, Entry::Saved, Entry::PollSaved] {
+            let (from, to) = (old.layout.entry(entry), new.block.layout.entry(entry));
+            let displacement = to.wrapping_sub(from + 5).to_le_bytes();
+            self.memory.patch(from, &[0xe9]);
+            self.memory.patch(from + 1, &displacement);
+        }
+        self.blocks.insert(key, new.block);
+    }
+
     /// Lets a link lead to its target from now on.
     pub fn resolve_link(&mut self, number: u32, found: &Found) {
         let Some(link) = self.tables.links.get(number as usize) else {
@@ -452,7 +505,10 @@ impl Cache {
 
     /// Enters a target into the jump cache.
     pub fn resolve_jump(&mut self, env: &mut Env, space: Space, rip: u64, found: &Found) {
-        let (cache, slot) = (space as usize, rip as usize % JUMPS);
+        let (cache, slot) = (space as usize, jump_slot(rip));
+        if env.jump_keys[cache][slot] == u64::from(slot == 0) {
+            self.filled_jumps[cache].push(slot as u16);
+        }
         self.lead_to(rip, found);
         env.jump_keys[cache][slot] = rip;
         env.jump_targets[cache][slot] = self.address(found.block.layout.saved);

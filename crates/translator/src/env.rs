@@ -8,11 +8,16 @@ use belljar_x86::state::VectorState;
 use std::mem::offset_of;
 
 /// Entries of each jump cache.
-pub const JUMPS: usize = 4096;
+pub const JUMPS: usize = 1 << 14;
 /// Jump caches: one for each [`Space`](crate::mode::Space).
 pub const JUMP_CACHES: usize = 3;
 /// Cells for jumps to other pages.
 pub const CELLS: usize = 1 << 16;
+/// The slot of an address in the jump caches. Generated code computes it likewise.
+pub const fn jump_slot(rip: u64) -> usize {
+    (rip ^ (rip >> 12)) as u32 as usize % JUMPS
+}
+
 /// The environment of one vCPU. GS holds its address while the vCPU runs.
 #[derive(Debug)]
 #[repr(C, align(64))]
@@ -92,17 +97,16 @@ impl Env {
         // zero is a value.
         let mut env = unsafe { Box::<Self>::new_zeroed().assume_init() };
         for cache in 0..JUMP_CACHES {
-            env.empty_jump_cache(cache);
+            for slot in 0..JUMPS {
+                env.empty_jump(cache, slot);
+            }
         }
         env
     }
 
-    /// Empties a jump cache.
-    pub fn empty_jump_cache(&mut self, cache: usize) {
-        // Each slot gets the address 1, which belongs to slot 1, and slot 1 gets another's.
-        let keys = &mut self.jump_keys[cache];
-        keys.fill(1);
-        keys[1] = 0;
+    /// Empties a slot of a jump cache: it gets an address that belongs to another slot.
+    pub fn empty_jump(&mut self, cache: usize, slot: usize) {
+        self.jump_keys[cache][slot] = u64::from(slot == 0);
     }
 
     /// The place of a general-purpose register.

@@ -24,6 +24,8 @@ pub enum Loc {
 pub struct Site {
     /// Its address; in relative code counted from the page.
     pub rip: u64,
+    /// The start of its block, likewise.
+    pub head: u64,
     /// Where the flags are before it.
     pub flags: Loc,
     /// Instructions of the block from this one on: counting code has counted them already.

@@ -166,9 +166,8 @@ impl TranslatorVcpu {
     fn enter_block(&mut self, resolve: Option<Exit>, narrow: bool) -> Next {
         let flushes = self.cache.counts.jump_flushes;
         let core = &mut self.processor.core;
-        let code = core.mmu.memory().clone();
-        self.cache
-            .catch_up(&mut self.env, &mut core.mmu.flushes, code.code());
+        let (flushed, code) = core.mmu.changes();
+        self.cache.catch_up(&mut self.env, flushed, code);
         let Some(mode) = Mode::of(&core.cpu, self.avx, self.counting) else {
             self.counts.untranslated += 1;
             return self.interpret(u64::MAX);
@@ -298,6 +297,7 @@ impl TranslatorVcpu {
                 let grouped = self.cache.tables.sites.get(site as usize);
                 if self.env.straddles != 0 && grouped.is_some_and(|site| site.grouped) {
                     self.counts.straddles += 1;
+                    self.note_straddle(site);
                     return Next::Narrow;
                 }
                 self.counts.fallbacks += 1;
@@ -344,6 +344,20 @@ impl TranslatorVcpu {
             return Next::Loop;
         }
         Next::Resolve(exit)
+    }
+
+    /// Lets a block whose accesses often lie in two pages give way to one without groups.
+    fn note_straddle(&mut self, site: u32) {
+        let Some(site) = self.cache.tables.sites.get(site as usize).copied() else {
+            return;
+        };
+        let head = self.address(site.mode, site.head);
+        self.cache.note_straddle(
+            &mut self.processor.core,
+            &mut self.env,
+            head,
+            site.mode,
+        );
     }
 
     /// The address that the tables hold as `place`.
