@@ -27,7 +27,7 @@ use belljar_passthrough::Unit;
 use iced_x86::{Instruction, InstructionInfoFactory};
 
 /// The most instructions of a block.
-pub const MOST: usize = 64;
+pub const MOST: usize = 32;
 
 /// One instruction of the guest.
 #[derive(Clone, Copy, Debug)]

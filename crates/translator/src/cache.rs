@@ -337,7 +337,17 @@ impl Cache {
         let room = (PAGE_SIZE - offset) as usize;
         let mut length = room.min(bytes.len() - LONGEST);
         core.mmu.read_code(page, offset, &mut bytes[..length]);
-        let mut next = scan(core, key.mode, rip, &bytes[..length], &mut self.guests);
+        let blocks = &self.blocks;
+        let begins = |at: u64| {
+            let rip = if key.mode.is_relative() {
+                at % PAGE_SIZE
+            } else {
+                at
+            };
+            blocks.contains_key(&Key { rip, ..key })
+        };
+        let guests = &mut self.guests;
+        let mut next = scan(core, key.mode, rip, &bytes[..length], begins, guests);
         if self.guests.is_empty() {
             let second = core.mmu.code_page(&core.cpu, second_page(rip)).ok()?;
             sources[1] = belljar_interpreter::mark(core, second)?;
@@ -347,7 +357,7 @@ impl Cache {
             let one = belljar_interpreter::decoder(core, rip, &bytes[..length])
                 .decode()
                 .len();
-            next = scan(core, key.mode, rip, &bytes[..one], &mut self.guests);
+            next = scan(core, key.mode, rip, &bytes[..one], |_| false, &mut self.guests);
             if self.guests.is_empty() {
                 return None;
             }

@@ -7,7 +7,7 @@ use belljar_interpreter::Interpreter;
 /// The engine's name.
 pub const NAME: &str = "translator";
 /// Code memory of one vCPU, in bytes.
-const CODE_MEMORY: usize = 32 << 20;
+const CODE_MEMORY: usize = 96 << 20;
 
 /// The translating engine.
 #[derive(Debug, Default)]

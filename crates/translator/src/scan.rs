@@ -11,14 +11,25 @@ use belljar_interpreter::{decoder, exists};
 use belljar_passthrough::{Unit, innocuous};
 use iced_x86::{DecoderError, Instruction, Mnemonic, OpKind, Register};
 
-/// Decodes the instructions of the block at `rip` into `guests`. Gives the address behind the last
-/// one; the block is empty if the first instruction does not end within `bytes`.
-pub fn scan(core: &Core, mode: Mode, rip: u64, bytes: &[u8], guests: &mut Vec<Guest>) -> u64 {
+/// Decodes the instructions of the block at `rip` into `guests`, up to one at which another block
+/// begins. Gives the address behind the last one; the block is empty if the first instruction does
+/// not end within `bytes`.
+pub fn scan(
+    core: &Core,
+    mode: Mode,
+    rip: u64,
+    bytes: &[u8],
+    begins: impl Fn(u64) -> bool,
+    guests: &mut Vec<Guest>,
+) -> u64 {
     guests.clear();
     let mut decoder = decoder(core, rip, bytes);
     let mut ins = Instruction::default();
     while guests.len() < MOST {
         let offset = decoder.position();
+        if offset != 0 && begins(rip.wrapping_add(offset as u64)) {
+            break;
+        }
         decoder.decode_out(&mut ins);
         if decoder.last_error() == DecoderError::NoMoreBytes {
             break;
