@@ -118,13 +118,14 @@ impl Mmu {
         (&mut self.flushes, self.memory.code())
     }
 
-    /// Puts the TLB, which is empty then, into memory that generated code looks into.
+    /// Puts the TLB, which is empty then, into memory that generated code looks into; it uses `size`
+    /// entries of each set.
     ///
     /// # Safety
     /// As for [`Tlb::within`]: `entries` outlives this object.
-    pub unsafe fn place_tlb(&mut self, entries: NonNull<Entries>) {
+    pub unsafe fn place_tlb(&mut self, entries: NonNull<Entries>, size: usize) {
         // SAFETY: the caller's promise.
-        self.tlb = unsafe { Tlb::within(entries) };
+        self.tlb = unsafe { Tlb::within(entries, size) };
     }
 
     /// Translates `linear` for the program's accesses of kind `access` and enters it into the TLB.

@@ -14,6 +14,9 @@ use std::ptr::NonNull;
 
 /// Entries of each set.
 pub const SIZE: usize = 2048;
+/// The fewest that a table can be made to use: with fewer, a page could lie in the slot of its own
+/// [`invalid`] tag.
+pub const LEAST_SIZE: usize = 8;
 /// Sets of the table.
 pub const SETS: usize = 4;
 const OFFSET_MASK: u64 = PAGE_SIZE - 1;
@@ -83,8 +86,7 @@ impl Entry {
     /// Host address of `linear`, which must lie in the page.
     #[inline(always)]
     pub const fn host(&self, linear: u64) -> *mut u8 {
-        self.host
-            .wrapping_add((linear & OFFSET_MASK) as usize) as *mut u8
+        self.host.wrapping_add((linear & OFFSET_MASK) as usize) as *mut u8
     }
 
     /// Host address of the page if the fast path may have written to it.
@@ -141,6 +143,8 @@ unsafe impl Send for Table {}
 #[derive(Debug)]
 pub struct Tlb {
     entries: Table,
+    /// The slots of a set that are used, less one: they are a power of two.
+    mask: usize,
     /// Where the chosen set begins.
     chosen: usize,
     /// Filled since they were last dropped, by kind: flushes touch these alone.
@@ -158,29 +162,31 @@ impl Tlb {
     /// An empty TLB.
     pub fn new() -> Self {
         let entries: Box<[Entry]> = (0..SIZE * SETS).map(Entry::empty).collect();
-        Self::with(Table::Own(
-            entries
-                .try_into()
-                .expect("the vector was made with this length"),
-        ))
+        let entries = entries
+            .try_into()
+            .expect("the vector was made with this length");
+        Self::with(Table::Own(entries), SIZE)
     }
 
-    /// An empty TLB whose entries lie in memory that generated code looks into.
+    /// An empty TLB whose entries lie in memory that generated code looks into, and which uses
+    /// `size` of each set: a power of two from [`LEAST_SIZE`] to [`SIZE`], else [`SIZE`].
     ///
     /// # Safety
     /// `entries` outlives the TLB, and nothing writes to it, nor reads it while a method of the TLB
     /// runs.
-    pub unsafe fn within(entries: NonNull<Entries>) -> Self {
-        let mut tlb = Self::with(Table::Lent(entries));
+    pub unsafe fn within(entries: NonNull<Entries>, size: usize) -> Self {
+        let usable = size.is_power_of_two() && (LEAST_SIZE..=SIZE).contains(&size);
+        let mut tlb = Self::with(Table::Lent(entries), if usable { size } else { SIZE });
         for (index, entry) in tlb.entries.iter_mut().enumerate() {
             *entry = Entry::empty(index);
         }
         tlb
     }
 
-    fn with(entries: Table) -> Self {
+    fn with(entries: Table, size: usize) -> Self {
         Self {
             entries,
+            mask: size - 1,
             chosen: 0,
             global: Vec::new(),
             non_global: Vec::new(),
@@ -196,20 +202,20 @@ impl Tlb {
     }
 
     #[inline(always)]
-    const fn slot(linear: u64) -> usize {
-        (linear / PAGE_SIZE) as usize % SIZE
+    const fn slot(&self, linear: u64) -> usize {
+        (linear / PAGE_SIZE) as usize & self.mask
     }
 
     /// The only entry of the chosen set that may hold `linear`.
     #[inline(always)]
     pub fn entry(&self, linear: u64) -> &Entry {
-        &self.entries[(self.chosen + Self::slot(linear)) % (SIZE * SETS)]
+        &self.entries[(self.chosen + self.slot(linear)) % (SIZE * SETS)]
     }
 
     /// The only entry of `set` that may hold `linear`.
     #[inline]
     pub fn entry_in(&self, set: Set, linear: u64) -> &Entry {
-        &self.entries[set as usize * SIZE + Self::slot(linear)]
+        &self.entries[set as usize * SIZE + self.slot(linear)]
     }
 
     /// Enters a translation: `host` is the address of `linear` itself.
@@ -224,7 +230,7 @@ impl Tlb {
     ) {
         let page = linear & !OFFSET_MASK;
         let host = host as usize & !(OFFSET_MASK as usize);
-        let index = set as usize * SIZE + Self::slot(linear);
+        let index = set as usize * SIZE + self.slot(linear);
         let entry = &mut self.entries[index];
         if !entry.holds(page) || entry.host != host {
             *entry = Entry {
@@ -269,7 +275,7 @@ impl Tlb {
 
     /// Whether the translation of `linear` that `set` holds is global.
     pub fn is_global(&self, set: Set, linear: u64) -> bool {
-        let index = set as usize * SIZE + Self::slot(linear);
+        let index = set as usize * SIZE + self.slot(linear);
         self.globals[index / 64] & 1 << (index % 64) != 0
     }
 
@@ -304,7 +310,7 @@ impl Tlb {
         }
         let page = linear & !OFFSET_MASK;
         for set in 0..SETS {
-            let index = set * SIZE + Self::slot(linear);
+            let index = set * SIZE + self.slot(linear);
             let entry = &mut self.entries[index];
             if entry.holds(page) {
                 *entry = Entry::empty(index);
@@ -397,6 +403,21 @@ mod tests {
         assert!(holds(&tlb, 0x6000));
         tlb.flush_all();
         assert!(!holds(&tlb, 0x6000));
+    }
+
+    #[test]
+    fn nothing_matches_what_a_small_table_does_not_hold() {
+        let mut entries: Box<Entries> = Box::new([Entry::empty(0); SIZE * SETS]);
+        // SAFETY: the entries outlive the TLB, and nothing else uses them.
+        let tlb = unsafe { Tlb::within(NonNull::from(&mut *entries), LEAST_SIZE) };
+        for page in 0..64 {
+            for linear in [page * PAGE_SIZE, 1 << 63 | page * PAGE_SIZE] {
+                let entry = tlb.entry(linear);
+                let offsets = (0..PAGE_SIZE).map(|offset| linear + offset);
+                let found = offsets.filter(|at| at.wrapping_sub(entry.read) < PAGE_SIZE);
+                assert_eq!(found.count(), 0, "{linear:#x}");
+            }
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::block::{Block, Rare};
 use crate::env::Env;
 use crate::groups::Member;
 use crate::registers::{self, Place};
-use belljar_interpreter::tlb::{self, Entry};
+use belljar_interpreter::tlb::Entry;
 use iced_x86::{
     Instruction, InstructionInfoFactory, InstructionInfoOptions, OpAccess, OpKind, Register,
 };
@@ -20,8 +20,6 @@ use std::mem::offset_of;
 
 /// Bits by which an address is shifted so that its page number counts entries.
 const SHIFT: u8 = 12 - size_of::<Entry>().trailing_zeros() as u8;
-/// The mask of an entry's offset in its set.
-const MASK: i32 = ((tlb::SIZE - 1) * size_of::<Entry>()) as i32;
 const HOST: usize = offset_of!(Entry, host);
 
 /// The memory operand of an instruction.
@@ -189,7 +187,7 @@ impl Block<'_> {
             Address::Constant(value) => {
                 self.asm.mov_imm(R10, value);
                 self.asm.bind(retry);
-                let slot = (value >> 12) as usize % tlb::SIZE * size_of::<Entry>();
+                let slot = (value >> 12) as usize % self.tuning.tlb_entries * size_of::<Entry>();
                 (env(tag + slot), env(host + slot))
             }
             Address::Computed => {
@@ -200,7 +198,8 @@ impl Block<'_> {
                     self.asm.mov32(RAX, R10);
                     self.asm.shr32(RAX, SHIFT);
                 }
-                self.asm.alu_imm(Alu::And, false, RAX, MASK);
+                let mask = (self.tuning.tlb_entries - 1) * size_of::<Entry>();
+                self.asm.alu_imm(Alu::And, false, RAX, mask as i32);
                 (env_at(RAX, tag), env_at(RAX, host))
             }
         };

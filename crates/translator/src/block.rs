@@ -23,6 +23,7 @@ use crate::mode::Mode;
 use crate::registers::GUEST_RSP;
 use crate::stubs::Stubs;
 use crate::tables::{Cell, Entry, Link, Loc, Site, Tables};
+use crate::tuning::Tuning;
 use belljar_passthrough::Unit;
 use iced_x86::{Instruction, InstructionInfoFactory};
 
@@ -137,6 +138,7 @@ pub struct Block<'a> {
     pub tables: &'a mut Tables,
     pub info: &'a mut InstructionInfoFactory,
     pub stubs: &'a Stubs,
+    pub tuning: &'a Tuning,
     pub mode: Mode,
     /// Address of the first instruction.
     pub rip: u64,

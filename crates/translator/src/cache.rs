@@ -10,6 +10,8 @@ use crate::mode::{Mode, Space};
 use crate::scan::scan;
 use crate::stubs::{self, Stubs};
 use crate::tables::{ANY_PAGE, Cell, Entry, Loc, Tables};
+use crate::trace::Translation;
+use crate::tuning::Tuning;
 use belljar_interpreter::Source;
 use belljar_interpreter::mmu::{CodePage, Flushes};
 use belljar_interpreter::processor::Core;
@@ -77,6 +79,7 @@ pub struct Cache {
     // Dropped before the memory, so that the fault handler never knows a range that is gone.
     _registration: Registration,
     memory: CodeMemory,
+    tuning: Tuning,
     /// The code that all blocks share.
     pub stubs: Stubs,
     stubs_end: u32,
@@ -119,15 +122,17 @@ pub struct Found {
 }
 
 impl Cache {
-    /// An empty cache with `size` bytes of code memory.
+    /// An empty cache for blocks as `tuning` wants them.
     ///
     /// # Errors
     /// If the host gives no memory or refuses the signal handlers.
-    pub fn new(size: usize) -> Result<Self, Error> {
+    pub fn new(tuning: Tuning) -> Result<Self, Error> {
+        let size = tuning.code_memory;
         let mut memory = CodeMemory::new(size)?;
         let stubs = stubs::write(&mut memory).ok_or(Error::BadCapacity(size))?;
         Ok(Self {
             _registration: Registration::new(memory.start() as usize, memory.size())?,
+            tuning,
             stubs,
             stubs_end: memory.used(),
             memory,
@@ -337,6 +342,7 @@ impl Cache {
         let room = (PAGE_SIZE - offset) as usize;
         let mut length = room.min(bytes.len() - LONGEST);
         core.mmu.read_code(page, offset, &mut bytes[..length]);
+        let most = self.tuning.most_instructions;
         let blocks = &self.blocks;
         let begins = |at: u64| {
             let rip = if key.mode.is_relative() {
@@ -347,7 +353,7 @@ impl Cache {
             blocks.contains_key(&Key { rip, ..key })
         };
         let guests = &mut self.guests;
-        let mut next = scan(core, key.mode, rip, &bytes[..length], begins, guests);
+        let mut next = scan(core, key.mode, rip, &bytes[..length], most, begins, guests);
         if self.guests.is_empty() {
             let second = core.mmu.code_page(&core.cpu, second_page(rip)).ok()?;
             sources[1] = belljar_interpreter::mark(core, second)?;
@@ -357,7 +363,7 @@ impl Cache {
             let one = belljar_interpreter::decoder(core, rip, &bytes[..length])
                 .decode()
                 .len();
-            next = scan(core, key.mode, rip, &bytes[..one], |_| false, &mut self.guests);
+            next = scan(core, key.mode, rip, &bytes[..one], most, |_| false, &mut self.guests);
             if self.guests.is_empty() {
                 return None;
             }
@@ -380,6 +386,7 @@ impl Cache {
             tables: &mut self.tables,
             info: &mut self.info,
             stubs: &self.stubs,
+            tuning: &self.tuning,
             // What follows a block without groups may have them.
             mode: key.mode.wide(),
             rip,
@@ -402,6 +409,18 @@ impl Cache {
         };
         let layout = block.translate(next);
         let code = self.asm.finish();
+        Translation {
+            rip,
+            mode: key.mode,
+            page: key.page,
+            guests: &self.guests,
+            bytes,
+            layout,
+            code,
+            start: self.memory.next(),
+            base: self.memory.start() as u64,
+        }
+        .tell();
         self.counts.translations += 1;
         self.counts.translated += self.guests.len() as u64;
         self.counts.bytes += code.len() as u64;

@@ -1,4 +1,8 @@
 //! The fast engine: translates x86-64 code to x86-64 code.
+//!
+//! Tracing, at level TRACE: target `belljar::translate` tells the code of every block that is
+//! translated, the guest's and the host's; target `belljar::enter` every block that is entered from
+//! outside generated code. A [`Tuning`] makes what is rare frequent, for tests.
 
 mod access;
 mod asm;
@@ -20,6 +24,9 @@ mod scan;
 mod stubs;
 mod system;
 mod tables;
+mod trace;
+mod tuning;
 mod vcpu;
 
 pub use engine::Translator;
+pub use tuning::Tuning;

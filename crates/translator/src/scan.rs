@@ -1,6 +1,6 @@
 //! Which instructions make a block.
 
-use crate::block::{Guest, Kind, MOST};
+use crate::block::{Guest, Kind};
 use crate::control;
 use crate::flags::{self, Effect};
 use crate::generic::is_left_out;
@@ -11,21 +11,22 @@ use belljar_interpreter::{decoder, exists};
 use belljar_passthrough::{Unit, innocuous};
 use iced_x86::{DecoderError, Instruction, Mnemonic, OpKind, Register};
 
-/// Decodes the instructions of the block at `rip` into `guests`, up to one at which another block
-/// begins. Gives the address behind the last one; the block is empty if the first instruction does
-/// not end within `bytes`.
+/// Decodes the instructions of the block at `rip`, but no more than `most`, into `guests`, up to one
+/// at which another block begins. Gives the address behind the last one; the block is empty if the
+/// first instruction does not end within `bytes`.
 pub fn scan(
     core: &Core,
     mode: Mode,
     rip: u64,
     bytes: &[u8],
+    most: usize,
     begins: impl Fn(u64) -> bool,
     guests: &mut Vec<Guest>,
 ) -> u64 {
     guests.clear();
     let mut decoder = decoder(core, rip, bytes);
     let mut ins = Instruction::default();
-    while guests.len() < MOST {
+    while guests.len() < most {
         let offset = decoder.position();
         if offset != 0 && begins(rip.wrapping_add(offset as u64)) {
             break;

@@ -6,9 +6,12 @@ use crate::exit::Exit;
 use crate::gs;
 use crate::mode::Mode;
 use crate::tables::{ANY_PAGE, Loc};
+use crate::trace;
+use crate::tuning::{Stress, Tuning};
 use belljar_engine::{Counters, EngineError, Exit as MachineExit, Reason, Vcpu};
 use belljar_interpreter::{Flow, InterpreterVcpu};
 use belljar_x86::bits::{rflags, xstate};
+use belljar_x86::paging::Flush;
 use belljar_x86::{CpuState, Seg};
 use std::ptr::{self, NonNull};
 
@@ -38,6 +41,7 @@ pub struct TranslatorVcpu {
     processor: Box<InterpreterVcpu>,
     env: Box<Env>,
     cache: Cache,
+    stress: Stress,
     /// Bits of XCR0 that code with AVX needs.
     avx: u64,
     /// Whether instructions are counted.
@@ -69,10 +73,10 @@ enum Next {
 }
 
 impl TranslatorVcpu {
-    /// A vCPU that executes by `processor` what it does not translate, with `size` bytes of code
-    /// memory.
-    pub fn new(processor: InterpreterVcpu, size: usize) -> Result<Self, EngineError> {
-        let cache = Cache::new(size).map_err(|error| EngineError::Unavailable {
+    /// A vCPU that executes by `processor` what it does not translate, set up as `tuning` says.
+    pub fn new(processor: InterpreterVcpu, tuning: Tuning) -> Result<Self, EngineError> {
+        let tuning = tuning.within_range();
+        let cache = Cache::new(tuning).map_err(|error| EngineError::Unavailable {
             engine: crate::engine::NAME,
             reason: error.to_string(),
         })?;
@@ -85,7 +89,7 @@ impl TranslatorVcpu {
             processor
                 .core
                 .mmu
-                .place_tlb(NonNull::from(&mut env.tlb));
+                .place_tlb(NonNull::from(&mut env.tlb), tuning.tlb_entries);
         }
         env.vector = ptr::from_mut(&mut processor.core.cpu.vector);
         env.processor = ptr::from_mut(&mut *processor);
@@ -98,6 +102,7 @@ impl TranslatorVcpu {
             processor,
             env,
             cache,
+            stress: Stress::new(&tuning),
             avx: offered & (xstate::SSE | xstate::AVX | xstate::AVX512),
             counting: false,
             announced: 0,
@@ -165,6 +170,9 @@ impl TranslatorVcpu {
     /// Finds the block at the instruction pointer and runs it and what follows it.
     fn enter_block(&mut self, resolve: Option<Exit>, narrow: bool) -> Next {
         let flushes = self.cache.counts.jump_flushes;
+        if !narrow {
+            self.stress();
+        }
         let core = &mut self.processor.core;
         let (flushed, code) = core.mmu.changes();
         self.cache.catch_up(&mut self.env, flushed, code);
@@ -203,11 +211,36 @@ impl TranslatorVcpu {
             }
         }
         let entry = self.cache.entry(&found);
+        trace::enter(core.id, rip, mode, entry);
         self.env.page = rip & !0xfff;
         self.load();
         self.enter(entry);
         self.store();
         self.leave()
+    }
+
+    /// Does what the tuning wants done before generated code is entered.
+    #[inline]
+    fn stress(&mut self) {
+        let Some(due) = self.stress.next() else {
+            return;
+        };
+        let core = &mut self.processor.core;
+        if due.flush {
+            core.mmu.flush(Flush::All);
+        }
+        if due.evict {
+            self.cache.clear(&mut self.env);
+        }
+        // Counting code looks at the word before it does anything: twice in a row, it would do
+        // nothing.
+        let looked = self.counting && matches!(Exit::decode(self.env.exit), Exit::Poll(_));
+        if due.exit
+            && !looked
+            && let Some(own) = core.attention.get(core.id as usize)
+        {
+            own.raise(Reason::ENGINE);
+        }
     }
 
     /// From the processor's state to the environment.
