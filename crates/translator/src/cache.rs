@@ -97,6 +97,8 @@ pub struct Cache {
     led_to: Set<u64>,
     /// Slots of the jump caches that were filled since they were last emptied.
     filled_jumps: [Vec<u16>; JUMP_CACHES],
+    /// What the code that the jump caches lead to has in common.
+    habits: Option<Mode>,
     /// Jump caches with entries that are not global.
     local_caches: [bool; JUMP_CACHES],
     /// Cells that lead somewhere.
@@ -144,6 +146,7 @@ impl Cache {
             bound: Map::default(),
             led_to: Set::default(),
             filled_jumps: [const { Vec::new() }; JUMP_CACHES],
+            habits: None,
             local_caches: [false; JUMP_CACHES],
             filled: Vec::new(),
             local: Vec::new(),
@@ -268,6 +271,20 @@ impl Cache {
         }
         if !stale.is_empty() {
             self.forget_jumps(env);
+        }
+    }
+
+    /// Code of `mode` is about to run: sees to it that the jump caches lead to such code alone. They
+    /// are found by privilege, but other code of the same privilege counts its instructions, or not,
+    /// or has other units at hand.
+    #[inline]
+    pub fn use_mode(&mut self, env: &mut Env, mode: Mode) {
+        let habits = Some(mode.habits());
+        if self.habits != habits {
+            self.habits = habits;
+            for cache in 0..JUMP_CACHES {
+                self.empty_jumps(env, cache);
+            }
         }
     }
 

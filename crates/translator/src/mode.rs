@@ -80,6 +80,12 @@ impl Mode {
         self.0 & Self::COUNTING != 0
     }
 
+    /// The mode without its privilege.
+    #[must_use]
+    pub const fn habits(self) -> Self {
+        Self(self.0 & !(Self::SET | Self::NARROW))
+    }
+
     /// Whether every access checks for itself.
     pub const fn is_narrow(self) -> bool {
         self.0 & Self::NARROW != 0

@@ -180,6 +180,7 @@ impl TranslatorVcpu {
             self.counts.untranslated += 1;
             return self.interpret(u64::MAX);
         };
+        self.cache.use_mode(&mut self.env, mode);
         let mode = if narrow { mode.narrow() } else { mode };
         let rip = core.cpu.rip;
         let found = match self.cache.find(core, &mut self.env, rip, mode) {
