@@ -142,6 +142,8 @@ pub struct Block<'a> {
     pub mode: Mode,
     /// Address of the first instruction.
     pub rip: u64,
+    /// The page of RAM that it lies in.
+    pub source: u32,
     /// See [`Cell::page`].
     pub page: u32,
     /// The instruction behind the block does not end in its page: its block holds only as long as
@@ -628,6 +630,7 @@ impl Block<'_> {
                 target: self.place_of(target),
                 entry,
                 mode: self.mode,
+                page: self.source,
             });
             self.asm
                 .store_imm32(Env::exit(), Exit::Link(link).encode());

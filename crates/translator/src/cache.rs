@@ -407,6 +407,7 @@ impl Cache {
             // What follows a block without groups may have them.
             mode: key.mode.wide(),
             rip,
+            source: key.page,
             page: if key.mode.is_relative() {
                 key.page
             } else {
@@ -519,8 +520,10 @@ impl Cache {
         let Some(link) = self.tables.links.get(number as usize) else {
             return;
         };
-        if found.block.sources[1] != Source::ABSENT {
-            // It holds no longer than the next page's mapping, and links hold for good.
+        let [first, second] = found.block.sources;
+        if second != Source::ABSENT || first.page != link.page {
+            // It holds no longer than the next page's mapping, and links hold for good; or the page
+            // has just been mapped elsewhere, without a flush as yet.
             return;
         }
         let target = found.block.layout.entry(link.entry);

@@ -60,6 +60,8 @@ pub struct Link {
     pub entry: Entry,
     /// The mode of both blocks.
     pub mode: Mode,
+    /// The page of RAM that both blocks lie in.
+    pub page: u32,
 }
 
 /// The page of cells of code that is not relative.
