@@ -1,12 +1,10 @@
 //! Instructions and events in 64-bit mode.
 
-mod harness;
-
+use super::harness::{CODE, DATA, HANDLERS, Machine, STACK, TABLES, assemble, state64};
 use belljar_engine::{Exit, Reason};
 use belljar_memory::GuestPhysAddr;
 use belljar_x86::bits::rflags;
 use belljar_x86::{Gpr, state::Activity};
-use harness::{CODE, DATA, HANDLERS, Machine, STACK, TABLES, assemble, state64};
 use iced_x86::code_asm::*;
 use std::sync::atomic::Ordering;
 

@@ -1,11 +1,9 @@
 //! Real mode, 16- and 32-bit protected mode, and programs at CPL 3.
 
-mod harness;
-
+use super::harness::{DATA, Machine, STACK, assemble, state64};
 use belljar_memory::GuestPhysAddr;
 use belljar_x86::bits::{cr0, rflags};
 use belljar_x86::{CpuState, Gpr, Seg, Segment};
-use harness::{DATA, Machine, STACK, assemble, state64};
 use iced_x86::code_asm::*;
 
 /// A processor in real mode at 0:7C00h.

@@ -1,10 +1,8 @@
 //! Results and flags of arithmetic against the host's processor.
 
-mod harness;
-
+use super::harness::{Machine, assemble, state64};
 use belljar_x86::Gpr;
 use belljar_x86::bits::rflags;
-use harness::{Machine, assemble, state64};
 use iced_x86::code_asm::*;
 use proptest::prelude::*;
 use std::arch::asm;

@@ -1,12 +1,10 @@
 //! Instructions of the system and of the paravirtual interface.
 
-mod harness;
-
+use super::harness::{CODE, Machine, STACK, assemble, state64};
 use belljar_engine::{Exit, Reason};
 use belljar_x86::Gpr;
 use belljar_x86::bits::rflags;
 use belljar_x86::syscall::Vendor;
-use harness::{CODE, Machine, STACK, assemble, state64};
 use iced_x86::code_asm::*;
 
 #[test]

@@ -1,10 +1,10 @@
 //! Several vCPUs on the same memory.
 
-mod harness;
-
+use super::harness::{CODE, DATA, Machine, Pair, assemble, run, state64};
 use belljar_memory::GuestPhysAddr;
-use harness::{CODE, DATA, Machine, Pair, assemble, state64};
 use iced_x86::code_asm::*;
+use std::sync::Arc;
+use std::thread;
 
 /// Instructions after which a vCPU gives up.
 const PATIENCE: u64 = 400_000_000;
@@ -15,10 +15,11 @@ fn run_both(pair: Pair) -> Machine {
         mut second,
     } = pair;
     let mut machine = machine;
-    let other = std::thread::spawn(move || {
-        second.run(Some(PATIENCE));
+    let attention = Arc::clone(&machine.attention);
+    let other = thread::spawn(move || {
+        run(&mut *second, &attention, 1, PATIENCE);
     });
-    machine.vcpu.run(Some(PATIENCE));
+    run(&mut *machine.vcpu, &machine.attention, 0, PATIENCE);
     other.join().unwrap();
     machine
 }

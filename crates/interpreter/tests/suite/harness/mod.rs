@@ -2,15 +2,19 @@
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
+use super::{counted, engine};
 use belljar_clock::{Entropy, ManualClock};
-use belljar_engine::{Attention, Board, Engine, Exit, MsrRefused, Vcpu, VcpuId, VcpuSetup};
-use belljar_interpreter::Interpreter;
+use belljar_engine::{Attention, Board, Engine, Exit, MsrRefused, Reason, Vcpu, VcpuId, VcpuSetup};
 use belljar_memory::{GuestMemory, GuestPhysAddr};
 use belljar_x86::bits::{cr0, cr4, efer, xstate};
 use belljar_x86::cpuid::{CpuidConfig, CpuidModel};
 use belljar_x86::{CpuState, Gpr, Seg, Segment};
+use iced_x86::code_asm::CodeAssembler;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread;
+use std::time::Duration;
 
 /// Where code is put.
 pub const CODE: u64 = 0x10_0000;
@@ -27,6 +31,11 @@ pub const TABLES: u64 = 0x1_0000;
 /// Where the handler of vector n lies: each stops the machine.
 pub const HANDLERS: u64 = 0xa000;
 
+/// 2 MiB that [`Machine::map`] maps by small pages.
+pub const PAGES: u64 = 0x4000_0000;
+
+/// A run that takes longer has failed.
+const LIMIT: Duration = Duration::from_secs(60);
 const KERNEL_CODE: u16 = 0x08;
 const KERNEL_DATA: u16 = 0x10;
 
@@ -35,6 +44,7 @@ const KERNEL_DATA: u16 = 0x10;
 pub struct TestBoard {
     pub writes: Mutex<Vec<(u64, Vec<u8>)>>,
     pub vector: AtomicU32,
+    attention: OnceLock<Arc<[Attention]>>,
 }
 
 impl Board for TestBoard {
@@ -71,8 +81,12 @@ impl Board for TestBoard {
 
     fn set_task_priority(&self, _: VcpuId, _: u8) {}
 
-    fn acknowledge_interrupt(&self, _: VcpuId) -> Option<u8> {
-        match self.vector.swap(0, Ordering::SeqCst) {
+    fn acknowledge_interrupt(&self, vcpu: VcpuId) -> Option<u8> {
+        let vector = self.vector.swap(0, Ordering::SeqCst);
+        if let Some(attention) = self.attention.get() {
+            attention[vcpu as usize].clear(Reason::INTERRUPT);
+        }
+        match vector {
             0 => None,
             vector => Some(vector as u8),
         }
@@ -167,7 +181,7 @@ pub struct Pair {
 impl Pair {
     /// Both run `code` unless their states say otherwise.
     pub fn new(code: &[u8], first: CpuState, second: CpuState) -> Self {
-        let engine = Interpreter::new();
+        let engine = engine();
         let mut parts = Parts::new(2);
         parts.memory.write(GuestPhysAddr(CODE), code).unwrap();
         let second = engine.create_vcpu(parts.setup(1, second)).unwrap();
@@ -189,10 +203,15 @@ impl Parts {
     fn new(cpus: u32) -> Self {
         let memory = GuestMemory::new(64 << 20).unwrap();
         furnish(&memory);
+        let attention: Arc<[Attention]> = (0..cpus).map(|_| Attention::new()).collect();
+        let board = TestBoard {
+            attention: OnceLock::from(Arc::clone(&attention)),
+            ..TestBoard::default()
+        };
         Self {
             memory,
-            board: Arc::default(),
-            attention: (0..cpus).map(|_| Attention::new()).collect(),
+            board: Arc::new(board),
+            attention,
             model: Arc::new(CpuidModel::new(&CpuidConfig {
                 cpus,
                 tsc_hz: 1_000_000_000,
@@ -228,9 +247,14 @@ impl Parts {
 impl Machine {
     /// A machine that will run `code` in the state `cpu`.
     pub fn with_state(code: &[u8], cpu: CpuState) -> Self {
+        Self::with_engine(&*engine(), code, cpu)
+    }
+
+    /// The same with another engine than the suite's.
+    pub fn with_engine(engine: &dyn Engine, code: &[u8], cpu: CpuState) -> Self {
         let mut parts = Parts::new(1);
         parts.memory.write(GuestPhysAddr(CODE), code).unwrap();
-        let vcpu = Interpreter::new().create_vcpu(parts.setup(0, cpu)).unwrap();
+        let vcpu = engine.create_vcpu(parts.setup(0, cpu)).unwrap();
         parts.take(vcpu)
     }
 
@@ -241,13 +265,22 @@ impl Machine {
 
     /// Runs to HLT, but no more than a million instructions.
     pub fn run(&mut self) -> &CpuState {
-        assert_eq!(
-            self.vcpu.run(Some(1_000_000)),
-            Exit::Halted,
-            "{:x?}",
-            self.vcpu.state()
-        );
+        let exit = run(&mut *self.vcpu, &self.attention, 0, 1_000_000);
+        assert_eq!(exit, Exit::Halted, "{:x?}", self.vcpu.state());
         self.vcpu.state()
+    }
+
+    /// Writes code or data.
+    pub fn write(&self, at: u64, bytes: &[u8]) {
+        self.memory.write(GuestPhysAddr(at), bytes).unwrap();
+    }
+
+    /// Maps the page at `linear`, which lies in the 2 MiB from [`PAGES`] on, to `physical` with the
+    /// rights and other bits of `flags`.
+    pub fn map(&self, linear: u64, physical: u64, flags: u64) {
+        write_u64(&self.memory, TABLES + 0x1008, (TABLES + 0x3000) | 7);
+        write_u64(&self.memory, TABLES + 0x3000, (TABLES + 0x4000) | 7);
+        write_u64(&self.memory, entry_of(linear), physical | flags);
     }
 
     /// The vector whose handler halted the processor, if it is one.
@@ -265,8 +298,37 @@ impl Machine {
 }
 
 /// Assembles 64-bit code at [`CODE`].
-pub fn assemble(write: impl FnOnce(&mut iced_x86::code_asm::CodeAssembler)) -> Vec<u8> {
-    let mut assembler = iced_x86::code_asm::CodeAssembler::new(64).unwrap();
+pub fn assemble(write: impl FnOnce(&mut CodeAssembler)) -> Vec<u8> {
+    assemble_at(CODE, write)
+}
+
+/// Assembles 64-bit code at an address.
+pub fn assemble_at(at: u64, write: impl FnOnce(&mut CodeAssembler)) -> Vec<u8> {
+    let mut assembler = CodeAssembler::new(64).unwrap();
     write(&mut assembler);
-    assembler.assemble(CODE).unwrap()
+    assembler.assemble(at).unwrap()
+}
+
+/// Runs a vCPU until it leaves: for `most` instructions at most, if the suite counts them, else for
+/// some time.
+pub fn run(vcpu: &mut dyn Vcpu, attention: &Arc<[Attention]>, id: usize, most: u64) -> Exit {
+    if counted() {
+        return vcpu.run(Some(most));
+    }
+    let (done, end) = channel::<()>();
+    let attention = Arc::clone(attention);
+    let watchdog = thread::spawn(move || {
+        if end.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
+            attention[id].raise(Reason::STOP);
+        }
+    });
+    let exit = vcpu.run(None);
+    drop(done);
+    watchdog.join().unwrap();
+    exit
+}
+
+/// Where the entry of the page table lies that maps a page of the 2 MiB from [`PAGES`] on.
+pub const fn entry_of(linear: u64) -> u64 {
+    TABLES + 0x4000 + (linear >> 12) % 512 * 8
 }
