@@ -407,11 +407,12 @@ mod tests {
 
     #[test]
     fn nothing_matches_what_a_small_table_does_not_hold() {
-        let mut entries: Box<Entries> = Box::new([Entry::empty(0); SIZE * SETS]);
+        let entries: Box<[Entry]> = (0..SIZE * SETS).map(Entry::empty).collect();
+        let mut entries: Box<Entries> = entries.try_into().unwrap();
         // SAFETY: the entries outlive the TLB, and nothing else uses them.
         let tlb = unsafe { Tlb::within(NonNull::from(&mut *entries), LEAST_SIZE) };
         for page in 0..64 {
-            for linear in [page * PAGE_SIZE, 1 << 63 | page * PAGE_SIZE] {
+            for linear in [page * PAGE_SIZE, (1 << 63) + page * PAGE_SIZE] {
                 let entry = tlb.entry(linear);
                 let offsets = (0..PAGE_SIZE).map(|offset| linear + offset);
                 let found = offsets.filter(|at| at.wrapping_sub(entry.read) < PAGE_SIZE);
