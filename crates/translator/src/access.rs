@@ -44,6 +44,11 @@ impl Block<'_> {
         if let Some(member) = guest.member {
             let ins = guest.ins;
             return self.shared(member, |block, start| {
+                if ins.memory_base() == Register::RIP {
+                    let page = block.rip & !0xfff;
+                    block.load_address(R10, page.wrapping_add(start as i64 as u64));
+                    return;
+                }
                 let address = block.root(&ins, start);
                 block.asm.lea(true, R10, address);
             });

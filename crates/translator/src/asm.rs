@@ -344,16 +344,31 @@ impl Asm {
 
     /// Rotates 32 bits right into another register; BMI2.
     pub fn rorx32(&mut self, to: Reg, from: Reg, count: u8) {
-        // VEX.LZ.F2.0F3A.W0 F0 /r ib; R and B are inverted.
+        self.rorx_of(false, to, from, count);
+    }
+
+    /// Rotates 64 bits right into another register; BMI2.
+    pub fn rorx(&mut self, to: Reg, from: Reg, count: u8) {
+        self.rorx_of(true, to, from, count);
+    }
+
+    fn rorx_of(&mut self, wide: bool, to: Reg, from: Reg, count: u8) {
+        // VEX.LZ.F2.0F3A F0 /r ib; R and B are inverted.
         let first = 0x43 | u8::from(to < 8) << 7 | u8::from(from < 8) << 5;
         self.bytes(&[
             0xc4,
             first,
-            0x7b,
+            0x7b | u8::from(wide) << 7,
             0xf0,
             0xc0 | (to & 7) << 3 | from & 7,
             count,
         ]);
+    }
+
+    /// Compares 32 bits of memory with a small constant.
+    pub fn cmp32_imm8(&mut self, at: Mem, value: i8) {
+        self.mem(false, &[0x83], 7, at);
+        self.byte(value as u8);
     }
 
     /// Logical shift right of 32 bits.

@@ -19,7 +19,7 @@ use crate::env::Env;
 use crate::exit::Exit;
 use crate::flags::{self, Effect, Flags};
 use crate::groups::{Group, Member};
-use crate::mode::Mode;
+use crate::mode::{Mode, Space};
 use crate::registers::GUEST_RSP;
 use crate::stubs::Stubs;
 use crate::tables::{Cell, Entry, Link, Loc, Site, Tables};
@@ -259,8 +259,13 @@ impl Block<'_> {
     pub fn poll(&mut self, scratch: asm::Reg) -> Label {
         let label = self.asm.label();
         self.asm.load(scratch, Env::attention());
-        self.asm.load32(scratch, at(scratch, 0));
-        self.asm.mem(false, &[0x85], scratch, Env::heeded()); // test
+        if self.mode.space() == Space::User {
+            // Programs run with interrupts enabled: whatever is there is heeded.
+            self.asm.cmp32_imm8(at(scratch, 0), 0);
+        } else {
+            self.asm.load32(scratch, at(scratch, 0));
+            self.asm.mem(false, &[0x85], scratch, Env::heeded()); // test
+        }
         self.asm.jcc(Cond::NE, label);
         label
     }
@@ -499,8 +504,12 @@ impl Block<'_> {
         let label = self.poll(R10);
         let cache = self.mode.space() as usize;
         // See `env::jump_slot`.
-        self.asm.mov(R10, RAX);
-        self.asm.shr(R10, 12);
+        if self.bmi2 {
+            self.asm.rorx(R10, RAX, 12);
+        } else {
+            self.asm.mov(R10, RAX);
+            self.asm.shr(R10, 12);
+        }
         self.asm.reg(false, &[0x33], R10, RAX); // xor
         self.asm
             .alu_imm(Alu::And, false, R10, crate::env::JUMPS as i32 - 1);

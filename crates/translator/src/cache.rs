@@ -7,7 +7,7 @@ use crate::env::{CELLS, Env, JUMP_CACHES, jump_slot};
 use crate::groups;
 use crate::mixer::Mixer;
 use crate::mode::{Mode, Space};
-use crate::scan::scan;
+use crate::scan::{Code64, scan};
 use crate::stubs::{self, Stubs};
 use crate::tables::{ANY_PAGE, Cell, Entry, Loc, Tables};
 use crate::trace::Translation;
@@ -89,6 +89,8 @@ pub struct Cache {
     pages: Map<u32, Page>,
     /// [`CodePages::changes`] when the pages were last looked at.
     seen: u64,
+    /// Pages whose code changes itself.
+    exact: Set<u32>,
     /// Accesses to two pages by groups of a block.
     straddles: Map<Key, u32>,
     /// Where pages of relative code are mapped, of those that jump caches and cells lead to or from.
@@ -142,6 +144,7 @@ impl Cache {
             blocks: Map::default(),
             pages: Map::default(),
             seen: 0,
+            exact: Set::default(),
             straddles: Map::default(),
             bound: Map::default(),
             led_to: Set::default(),
@@ -370,7 +373,13 @@ impl Cache {
             blocks.contains_key(&Key { rip, ..key })
         };
         let guests = &mut self.guests;
-        let mut next = scan(core, key.mode, rip, &bytes[..length], most, begins, guests);
+        let source = Code64 {
+            rip,
+            bytes: &bytes[..length],
+            page,
+            exact: key.mode.counting() || self.exact.contains(&key.page),
+        };
+        let mut next = scan(core, key.mode, &source, most, begins, guests);
         if self.guests.is_empty() {
             let second = core.mmu.code_page(&core.cpu, second_page(rip)).ok()?;
             sources[1] = belljar_interpreter::mark(core, second)?;
@@ -380,7 +389,13 @@ impl Cache {
             let one = belljar_interpreter::decoder(core, rip, &bytes[..length])
                 .decode()
                 .len();
-            next = scan(core, key.mode, rip, &bytes[..one], most, |_| false, &mut self.guests);
+            let source = Code64 {
+                rip,
+                bytes: &bytes[..one],
+                page,
+                exact: true,
+            };
+            next = scan(core, key.mode, &source, most, |_| false, &mut self.guests);
             if self.guests.is_empty() {
                 return None;
             }
@@ -393,7 +408,7 @@ impl Cache {
             }
             Vec::new()
         } else {
-            groups::find(&mut self.guests, |ins| writes_memory(info, ins))
+            groups::find(&mut self.guests, rip & !0xfff, |ins| writes_memory(info, ins))
         };
         self.asm.restart(self.memory.next());
         self.rare.clear();
@@ -473,6 +488,11 @@ impl Cache {
             }
             self.forget_jumps(env);
         }
+    }
+
+    /// Keeps the flags exact in code of `page` from now on.
+    pub fn be_exact(&mut self, page: u32) {
+        self.exact.insert(page);
     }
 
     /// Counts an access to two pages by a group of the block at `rip`. After a few of them a block

@@ -21,7 +21,11 @@ use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 pub const MOST: usize = 12;
 /// The most bytes that the accesses of a group may span.
 const SPAN: i64 = 256;
+/// The same for those next to the code, whose places do not change.
+const SPAN_OF_CODE: i64 = 2048;
 const RBP_NUMBER: u8 = 5;
+/// The number of RIP as a base: the address of the block's page.
+const RIP_NUMBER: u8 = 16;
 
 /// The part of an address that is not constant: base, and index with its scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,14 +75,18 @@ struct Open {
     moved: i64,
 }
 
-/// Finds the groups of a block. `writes` tells whether an instruction writes to its memory operand.
-pub fn find(guests: &mut [Guest], mut writes: impl FnMut(&Instruction) -> bool) -> Vec<Group> {
+/// Finds the groups of a block in the page at `page`. `writes` tells whether an instruction writes to its memory operand.
+pub fn find(
+    guests: &mut [Guest],
+    page: u64,
+    mut writes: impl FnMut(&Instruction) -> bool,
+) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     let mut open: Vec<Open> = Vec::new();
     let mut branches = 0;
     for guest in guests.iter_mut() {
         guest.member = None;
-        if let Some(access) = access(guest, &mut writes) {
+        if let Some(access) = access(guest, page, &mut writes) {
             guest.member = join(&mut groups, &mut open, access, branches);
         }
         change_roots(&mut open, guest);
@@ -105,7 +113,12 @@ fn join(
         let start = offset.min(i64::from(group.start));
         let end = (offset + access.size).max(i64::from(group.end));
         let may_write = group.write || !access.write || group.branches == branches;
-        if end - start > SPAN || !may_write {
+        let span = if access.root.base == RIP_NUMBER {
+            SPAN_OF_CODE
+        } else {
+            SPAN
+        };
+        if end - start > span || !may_write {
             continue;
         }
         group.start = start as i32;
@@ -152,7 +165,11 @@ fn stack(offset: i64, write: bool) -> Access {
 }
 
 /// The access of an instruction that may be in a group.
-fn access(guest: &Guest, writes: &mut impl FnMut(&Instruction) -> bool) -> Option<Access> {
+fn access(
+    guest: &Guest,
+    page: u64,
+    writes: &mut impl FnMut(&Instruction) -> bool,
+) -> Option<Access> {
     let ins = &guest.ins;
     match (guest.kind, ins.code()) {
         (
@@ -174,16 +191,32 @@ fn access(guest: &Guest, writes: &mut impl FnMut(&Instruction) -> bool) -> Optio
             },
             ..stack(0, false)
         }),
-        (Kind::Innocuous(_), _) if ins.encoding() != EncodingKind::EVEX => operand(ins, writes),
+        (Kind::Innocuous(_), _) if ins.encoding() != EncodingKind::EVEX => operand(ins, page, writes),
         _ => None,
     }
 }
 
-fn operand(ins: &Instruction, writes: &mut impl FnMut(&Instruction) -> bool) -> Option<Access> {
+fn operand(
+    ins: &Instruction,
+    page: u64,
+    writes: &mut impl FnMut(&Instruction) -> bool,
+) -> Option<Access> {
     memory_operand(ins)?;
     let (base, index) = (ins.memory_base(), ins.memory_index());
     let based = matches!(ins.memory_segment(), Register::FS | Register::GS);
     let size = ins.memory_size().size();
+    if base == Register::RIP && !based && size <= 64 {
+        let distance = ins.memory_displacement64().wrapping_sub(page) as i64;
+        return i32::try_from(distance).is_ok().then(|| Access {
+            root: Root {
+                base: RIP_NUMBER,
+                index: None,
+            },
+            offset: distance,
+            size: size as i64,
+            write: writes(ins),
+        });
+    }
     if based || !base.is_gpr64() || !(index.is_gpr64() || index == Register::None) || size > 64 {
         return None;
     }

@@ -6,23 +6,75 @@ use crate::flags::{self, Effect};
 use crate::generic::is_left_out;
 use crate::mode::Mode;
 use crate::system;
+use belljar_interpreter::mmu::CodePage;
 use belljar_interpreter::processor::Core;
 use belljar_interpreter::{decoder, exists};
 use belljar_passthrough::{Unit, innocuous};
-use iced_x86::{DecoderError, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, DecoderError, Instruction, Mnemonic, OpKind, Register};
 
-/// Decodes the instructions of the block at `rip`, but no more than `most`, into `guests`, up to one
+/// Code to be translated.
+#[derive(Clone, Copy, Debug)]
+pub struct Code64<'a> {
+    /// Address of the first instruction.
+    pub rip: u64,
+    /// Bytes from there on.
+    pub bytes: &'a [u8],
+    /// Its page.
+    pub page: CodePage,
+    /// Whether the flags must be exact everywhere, also where a fault alone shows them.
+    pub exact: bool,
+}
+
+/// The most instructions that are looked at beyond a block's end.
+const PEEK: usize = 6;
+
+impl Code64<'_> {
+    /// Whether the code at `target` overwrites all status flags before it reads any. Only code of
+    /// the same page is looked at: it changes and goes together with the block.
+    fn overwrites_flags(&self, core: &Core, mode: Mode, target: u64) -> bool {
+        if target >> 12 != self.rip >> 12 {
+            return false;
+        }
+        let mut bytes = [0; 15 * PEEK];
+        let room = (0x1000 - (target & 0xfff)) as usize;
+        let bytes = &mut bytes[..room.min(15 * PEEK)];
+        core.mmu.read_code(self.page, target & 0xfff, bytes);
+        let mut decoder = decoder(core, target, bytes);
+        let mut live = flags::ALL;
+        for _ in 0..PEEK {
+            let ins = decoder.decode();
+            if decoder.last_error() != DecoderError::None {
+                return false;
+            }
+            let effect = match kind(core, mode, &ins) {
+                Kind::Innocuous(_) | Kind::Special => Effect::of(&ins),
+                Kind::Nothing | Kind::Lea => Effect::default(),
+                _ => return false,
+            };
+            if effect.reads & live != 0 {
+                return false;
+            }
+            live &= !effect.kills;
+            if live == 0 {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// Decodes the instructions of the block of `source`, but no more than `most`, into `guests`, up to one
 /// at which another block begins. Gives the address behind the last one; the block is empty if the
-/// first instruction does not end within `bytes`.
+/// first instruction does not end within its bytes.
 pub fn scan(
     core: &Core,
     mode: Mode,
-    rip: u64,
-    bytes: &[u8],
+    source: &Code64<'_>,
     most: usize,
     begins: impl Fn(u64) -> bool,
     guests: &mut Vec<Guest>,
 ) -> u64 {
+    let Code64 { rip, bytes, .. } = *source;
     guests.clear();
     let mut decoder = decoder(core, rip, bytes);
     let mut ins = Instruction::default();
@@ -59,15 +111,29 @@ pub fn scan(
         }
     }
     let mut live = flags::ALL;
+    if guests.last().is_some_and(|last| leads_on(&last.ins)) {
+        let last = guests.len() - 1;
+        let ins = guests[last].ins;
+        if !source.exact && source.overwrites_flags(core, mode, ins.near_branch64()) {
+            guests[last].effect = Effect::default();
+            live = 0;
+        }
+    }
     for guest in guests.iter_mut().rev() {
         live = guest.effect.live_before(live);
-        // Counting code is exact to the instruction, even in the flags that a fault shows and that
-        // are overwritten before the program sees them.
-        guest.live = if mode.counting() { flags::ALL } else { live };
+        guest.live = if source.exact { flags::ALL } else { live };
     }
     guests.last().map_or(rip, |last| {
         rip.wrapping_add((last.offset + last.ins.len()) as u64)
     })
+}
+
+/// Whether the instruction jumps to or calls a target that it names.
+fn leads_on(ins: &Instruction) -> bool {
+    matches!(
+        ins.code(),
+        Code::Jmp_rel8_64 | Code::Jmp_rel32_64 | Code::Call_rel32_64
+    )
 }
 
 fn kind(core: &Core, mode: Mode, ins: &Instruction) -> Kind {

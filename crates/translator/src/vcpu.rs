@@ -9,6 +9,7 @@ use crate::tables::{ANY_PAGE, Loc};
 use crate::trace;
 use crate::tuning::{Stress, Tuning};
 use belljar_engine::{Counters, EngineError, Exit as MachineExit, Reason, Vcpu};
+use belljar_interpreter::mmu::CodePage;
 use belljar_interpreter::{Flow, InterpreterVcpu};
 use belljar_x86::bits::{rflags, xstate};
 use belljar_x86::paging::Flush;
@@ -335,7 +336,7 @@ impl TranslatorVcpu {
                     return Next::Narrow;
                 }
                 self.counts.fallbacks += 1;
-                self.interpret(1)
+                self.interpret_one()
             }
             Exit::Poll(site) => {
                 self.counts.polls += 1;
@@ -368,6 +369,23 @@ impl TranslatorVcpu {
                 self.interpret(1)
             }
         }
+    }
+
+    /// Executes one instruction by the interpreter. If it changes code of its own page, that page's
+    /// code is translated anew with exact flags: what takes its place may read flags that the code
+    /// of before overwrote.
+    fn interpret_one(&mut self) -> Next {
+        let core = &mut self.processor.core;
+        let (rip, before) = (core.cpu.rip, core.mmu.invalidations);
+        let next = self.interpret(1);
+        let core = &mut self.processor.core;
+        if core.mmu.invalidations != before
+            && let Ok(CodePage::Ram(page)) = core.mmu.code_page(&core.cpu, rip)
+            && !core.mmu.memory().code().is_code(page)
+        {
+            self.cache.be_exact(page as u32);
+        }
+        next
     }
 
     /// Goes on at `target`, where `exit` is to lead from now on.
