@@ -59,7 +59,14 @@ pub struct Mmu {
     pub invalidations: u64,
     /// What was flushed since an engine that caches more took note of it.
     flushes: Flushes,
+    /// Whether pages of [`evicted`](Self::settle) are kept in mind.
+    keeps_evicted: bool,
+    /// Pages whose fast path for writes gave way to another's.
+    evicted: Vec<usize>,
 }
+
+/// The most pages that [`Mmu::settle`] has to deal with.
+const MOST_EVICTED: usize = 256;
 
 /// The most addresses that [`Flushes`] names one by one.
 const MOST_ADDRESSES: usize = 16;
@@ -110,6 +117,8 @@ impl Mmu {
             misses: 0,
             invalidations: 0,
             flushes: Flushes::default(),
+            keeps_evicted: false,
+            evicted: Vec::new(),
         }
     }
 
@@ -126,6 +135,28 @@ impl Mmu {
     pub unsafe fn place_tlb(&mut self, entries: NonNull<Entries>, size: usize) {
         // SAFETY: the caller's promise.
         self.tlb = unsafe { Tlb::within(entries, size) };
+    }
+
+    /// For an engine that goes on writing through host addresses whose entries gave way to others:
+    /// such pages are kept in mind until [`settle`](Self::settle).
+    pub fn keep_evicted(&mut self) {
+        self.keeps_evicted = true;
+    }
+
+    /// Whether [`settle`](Self::settle) should be called before more entries give way.
+    pub fn must_settle(&self) -> bool {
+        self.evicted.len() >= MOST_EVICTED
+    }
+
+    /// Nothing is written any more through host addresses from before: pages of which others have
+    /// cached code meanwhile count as changed.
+    #[inline]
+    pub fn settle(&mut self) {
+        for page in self.evicted.drain(..) {
+            if self.memory.code().changed(page) {
+                self.invalidations += 1;
+            }
+        }
     }
 
     /// Translates `linear` for the program's accesses of kind `access` and enters it into the TLB.
@@ -252,6 +283,9 @@ impl Mmu {
     }
 
     /// The page from which the instruction at `linear` is fetched.
+    ///
+    /// # Errors
+    /// The exception of the fetch.
     pub fn code_page(&mut self, cpu: &CpuState, linear: u64) -> Result<CodePage, Exception> {
         let linear = wrap(cpu, linear);
         if cpu.long_mode() && !is_canonical(linear) {
@@ -321,10 +355,13 @@ impl Mmu {
         let writable = (found.writable || access.is_write())
             && !self.memory.code().is_code(self.page_of(host));
         // With the old entry it would be forgotten that its page was written to.
-        if let Some(old) = self.tlb.entry_in(set, linear).written()
-            && self.is_asked()
-        {
-            self.written(old);
+        if let Some(old) = self.tlb.entry_in(set, linear).written() {
+            if self.is_asked() {
+                self.written(old);
+            }
+            if self.keeps_evicted {
+                self.evicted.push(self.page_of(old));
+            }
         }
         self.tlb.fill(set, linear, host, access, writable, &found);
         Ok(Target::Ram(host))
@@ -522,7 +559,7 @@ fn wrap(cpu: &CpuState, linear: u64) -> u64 {
 }
 
 /// #AC if the access must be aligned and is not; an address that is not canonical is another fault.
-pub fn check_alignment(cpu: &CpuState, linear: u64, size: u64) -> Result<(), Exception> {
+pub(crate) fn check_alignment(cpu: &CpuState, linear: u64, size: u64) -> Result<(), Exception> {
     if size > 1
         && alignment_checked(cpu)
         && !linear.is_multiple_of(size)

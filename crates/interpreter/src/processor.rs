@@ -157,19 +157,19 @@ impl Core {
 
     /// Raises #GP(0).
     #[cold]
-    pub fn protection_fault(&mut self) -> Fault {
+    pub(crate) fn protection_fault(&mut self) -> Fault {
         self.raise(Exception::general_protection(0))
     }
 
     /// Raises #UD.
     #[cold]
-    pub fn invalid_opcode(&mut self) -> Fault {
+    pub(crate) fn invalid_opcode(&mut self) -> Fault {
         self.raise(Exception::invalid_opcode())
     }
 
     /// #GP(0) unless at CPL 0.
     #[inline]
-    pub fn require_cpl0(&mut self) -> Result<(), Fault> {
+    pub(crate) fn require_cpl0(&mut self) -> Result<(), Fault> {
         if self.cpu.cpl != 0 {
             return Err(self.protection_fault());
         }
@@ -191,14 +191,14 @@ impl Core {
     /// Brings `rip` (the instruction's own address) and `rflags` up to date, for functions of the
     /// architecture.
     #[inline]
-    pub fn sync(&mut self, op: &Op) {
+    pub(crate) fn sync(&mut self, op: &Op) {
         self.cpu.rip = self.block_rip.wrapping_add(u64::from(op.offset));
         self.sync_flags();
     }
 
     /// The instruction pointer `bytes` after the start of the present block.
     #[inline(always)]
-    pub fn next_after(&self, bytes: u64) -> u64 {
+    pub(crate) fn next_after(&self, bytes: u64) -> u64 {
         let next = self.block_rip.wrapping_add(bytes);
         if self.code64 {
             next
@@ -209,7 +209,7 @@ impl Core {
 
     /// Address of the next instruction.
     #[inline(always)]
-    pub fn next_rip(&self, op: &Op) -> u64 {
+    pub(crate) fn next_rip(&self, op: &Op) -> u64 {
         self.next_after(op.end())
     }
 
@@ -238,19 +238,19 @@ impl Core {
 
     /// A general-purpose register.
     #[inline(always)]
-    pub fn gpr(&self, number: u8) -> u64 {
+    pub(crate) fn gpr(&self, number: u8) -> u64 {
         self.cpu.gpr[usize::from(number & 15)]
     }
 
     /// Sets a general-purpose register.
     #[inline(always)]
-    pub fn set_gpr(&mut self, number: u8, value: u64) {
+    pub(crate) fn set_gpr(&mut self, number: u8, value: u64) {
         self.cpu.gpr[usize::from(number & 15)] = value;
     }
 
     /// A register operand; see [`Op::dst`].
     #[inline(always)]
-    pub fn reg<T: Word>(&self, number: u8) -> T {
+    pub(crate) fn reg<T: Word>(&self, number: u8) -> T {
         if T::BYTES == 1 {
             T::truncate(self.gpr(number) >> ((number & 16) >> 1))
         } else {
@@ -260,7 +260,7 @@ impl Core {
 
     /// Sets a register operand: 32 bits are zero-extended, fewer leave the rest alone.
     #[inline(always)]
-    pub fn set_reg<T: Word>(&mut self, number: u8, value: T) {
+    pub(crate) fn set_reg<T: Word>(&mut self, number: u8, value: T) {
         let register = &mut self.cpu.gpr[usize::from(number & 15)];
         *register = match T::BYTES {
             1 => {
@@ -274,14 +274,14 @@ impl Core {
 
     /// The part of a register that addresses of `mask` use.
     #[inline(always)]
-    pub fn masked(&self, register: Gpr, mask: u64) -> u64 {
+    pub(crate) fn masked(&self, register: Gpr, mask: u64) -> u64 {
         self.cpu.gpr[register as usize] & mask
     }
 
     /// Sets the part of a register that addresses of `mask` use: as a write of that operand size
     /// does.
     #[inline(always)]
-    pub fn set_masked(&mut self, register: Gpr, mask: u64, value: u64) {
+    pub(crate) fn set_masked(&mut self, register: Gpr, mask: u64, value: u64) {
         let register = &mut self.cpu.gpr[register as usize];
         *register = if mask == 0xffff {
             *register & !mask | value & mask
@@ -294,7 +294,7 @@ impl Core {
 
     /// Reads memory.
     #[inline(always)]
-    pub fn read<T: Word>(&mut self, linear: u64) -> Result<T, Fault> {
+    pub(crate) fn read<T: Word>(&mut self, linear: u64) -> Result<T, Fault> {
         match self.mmu.fast_read::<T>(linear) {
             // SAFETY: the TLB holds host addresses of RAM pages, and the access stays within its
             // page.
@@ -313,7 +313,7 @@ impl Core {
 
     /// Writes memory.
     #[inline(always)]
-    pub fn write<T: Word>(&mut self, linear: u64, value: T) -> Result<(), Fault> {
+    pub(crate) fn write<T: Word>(&mut self, linear: u64, value: T) -> Result<(), Fault> {
         match self.mmu.fast_write::<T>(linear) {
             Some(host) => {
                 // SAFETY: as in `read`; the page is writable and holds no cached code.
@@ -334,7 +334,7 @@ impl Core {
 
     /// Reads, changes and writes memory, not atomically.
     #[inline(always)]
-    pub fn modify<T: Word>(
+    pub(crate) fn modify<T: Word>(
         &mut self,
         linear: u64,
         change: impl FnOnce(&mut LazyFlags, T) -> T,
@@ -356,7 +356,7 @@ impl Core {
     /// Checks that a write would succeed.
     #[cold]
     #[inline(never)]
-    pub fn probe_write(&mut self, linear: u64, size: u64) -> Result<(), Fault> {
+    pub(crate) fn probe_write(&mut self, linear: u64, size: u64) -> Result<(), Fault> {
         check_alignment(&self.cpu, linear, size)
             .and_then(|()| {
                 self.mmu
@@ -368,7 +368,7 @@ impl Core {
     /// Reads, changes and writes memory atomically; gives what was there. `change` may be called
     /// more than once.
     #[inline]
-    pub fn modify_locked<T: Word>(
+    pub(crate) fn modify_locked<T: Word>(
         &mut self,
         linear: u64,
         change: impl Fn(&mut LazyFlags, T) -> T,
@@ -400,7 +400,11 @@ impl Core {
     }
 
     /// Host address of the operand of a locked operation if it is RAM in one piece.
-    pub fn locked_range(&mut self, linear: u64, size: u64) -> Result<Option<*mut u8>, Fault> {
+    pub(crate) fn locked_range(
+        &mut self,
+        linear: u64,
+        size: u64,
+    ) -> Result<Option<*mut u8>, Fault> {
         let range = check_alignment(&self.cpu, linear, size).and_then(|()| {
             self.mmu
                 .host_range(&self.cpu, linear, size as usize, Access::Write)
@@ -409,7 +413,7 @@ impl Core {
     }
 
     /// Notes a locked write that did not take the fast path.
-    pub fn note_locked_write(&mut self, host: *mut u8, size: u64) {
+    pub(crate) fn note_locked_write(&mut self, host: *mut u8, size: u64) {
         self.mmu.written(host);
         self.mmu.written(host.wrapping_add(size as usize - 1));
     }
@@ -437,7 +441,7 @@ impl Core {
     /// What a handler that may have written to memory gives.
     #[inline(always)]
     #[allow(clippy::unnecessary_wraps)] // Handlers end with it.
-    pub fn stored(&self) -> Step {
+    pub(crate) fn stored(&self) -> Step {
         Ok(if self.mmu.disturbed {
             Flow::Leave
         } else {
@@ -449,7 +453,7 @@ impl Core {
 
     /// Turns a fault on an address that is not canonical into one of the stack.
     #[cold]
-    pub fn stack_fault(&mut self, fault: Fault) -> Fault {
+    pub(crate) fn stack_fault(&mut self, fault: Fault) -> Fault {
         if std::mem::take(&mut self.mmu.noncanonical) {
             self.exception = Exception::stack_fault(0);
         }
@@ -458,7 +462,7 @@ impl Core {
 
     /// The mask of the stack pointer.
     #[inline(always)]
-    pub fn stack_mask(&self) -> u64 {
+    pub(crate) fn stack_mask(&self) -> u64 {
         if self.code64 || self.cpu.seg(Seg::Ss).has(belljar_x86::Segment::BIG) {
             if self.code64 { u64::MAX } else { 0xffff_ffff }
         } else {
@@ -468,7 +472,11 @@ impl Core {
 
     /// The linear address of stack offset `offset`.
     #[inline(always)]
-    pub fn stack_linear<T: Word>(&mut self, offset: u64, access: Access) -> Result<u64, Fault> {
+    pub(crate) fn stack_linear<T: Word>(
+        &mut self,
+        offset: u64,
+        access: Access,
+    ) -> Result<u64, Fault> {
         if self.code64 {
             return Ok(offset);
         }
@@ -478,7 +486,7 @@ impl Core {
 
     /// Sets the part of the stack pointer that is in use.
     #[inline(always)]
-    pub fn set_stack_pointer(&mut self, value: u64) {
+    pub(crate) fn set_stack_pointer(&mut self, value: u64) {
         let mask = self.stack_mask();
         let rsp = &mut self.cpu.gpr[Gpr::Rsp as usize];
         *rsp = *rsp & !mask | value & mask;
@@ -486,7 +494,7 @@ impl Core {
 
     /// Pushes.
     #[inline(always)]
-    pub fn push<T: Word>(&mut self, value: T) -> Result<(), Fault> {
+    pub(crate) fn push<T: Word>(&mut self, value: T) -> Result<(), Fault> {
         let offset = self.cpu.gpr[Gpr::Rsp as usize].wrapping_sub(T::BYTES) & self.stack_mask();
         let linear = self.stack_linear::<T>(offset, Access::Write)?;
         if let Err(fault) = self.write(linear, value) {
@@ -498,7 +506,7 @@ impl Core {
 
     /// Checks that a push would succeed.
     #[cold]
-    pub fn probe_push<T: Word>(&mut self) -> Result<(), Fault> {
+    pub(crate) fn probe_push<T: Word>(&mut self) -> Result<(), Fault> {
         let offset = self.cpu.gpr[Gpr::Rsp as usize].wrapping_sub(T::BYTES) & self.stack_mask();
         let linear = self.stack_linear::<T>(offset, Access::Write)?;
         self.probe_write(linear, T::BYTES)
@@ -507,7 +515,7 @@ impl Core {
 
     /// Reads the stack, `above` bytes above its top.
     #[inline(always)]
-    pub fn peek<T: Word>(&mut self, above: u64) -> Result<T, Fault> {
+    pub(crate) fn peek<T: Word>(&mut self, above: u64) -> Result<T, Fault> {
         let offset = self.cpu.gpr[Gpr::Rsp as usize].wrapping_add(above) & self.stack_mask();
         let linear = self.stack_linear::<T>(offset, Access::Read)?;
         match self.read(linear) {
@@ -518,14 +526,14 @@ impl Core {
 
     /// Moves the stack pointer up (or down).
     #[inline(always)]
-    pub fn release(&mut self, bytes: u64) {
+    pub(crate) fn release(&mut self, bytes: u64) {
         let rsp = self.cpu.gpr[Gpr::Rsp as usize].wrapping_add(bytes);
         self.set_stack_pointer(rsp);
     }
 
     /// Pops.
     #[inline(always)]
-    pub fn pop<T: Word>(&mut self) -> Result<T, Fault> {
+    pub(crate) fn pop<T: Word>(&mut self) -> Result<T, Fault> {
         let value = self.peek(0)?;
         self.release(T::BYTES);
         Ok(value)
@@ -544,7 +552,7 @@ impl Core {
     /// What a serialising instruction does: changes of code by other vCPUs that happened before are
     /// visible after it.
     #[inline]
-    pub fn serialise(&mut self) {
+    pub(crate) fn serialise(&mut self) {
         while !self.member.all_answered() {
             self.answer_requests();
             std::thread::yield_now();

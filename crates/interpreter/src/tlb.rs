@@ -30,7 +30,7 @@ const HUGE: u64 = 1 << 30;
 /// addresses finds it.
 const fn invalid(index: usize) -> u64 {
     let page = if index % SIZE < 2 { 4 } else { 0 };
-    1 << 63 | page * PAGE_SIZE | PAGE_SIZE / 2
+    (1 << 63) | (page * PAGE_SIZE) | (PAGE_SIZE / 2)
 }
 
 /// Whether a tag is that of what is not there.
@@ -160,7 +160,7 @@ pub struct Tlb {
 
 impl Tlb {
     /// An empty TLB.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let entries: Box<[Entry]> = (0..SIZE * SETS).map(Entry::empty).collect();
         let entries = entries
             .try_into()

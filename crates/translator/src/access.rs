@@ -209,8 +209,7 @@ impl Block<'_> {
             }
         };
         self.asm.alu_mem(Alu::Sub, true, R10, tag);
-        self.asm
-            .alu_imm(Alu::Cmp, true, R10, 4096 - size as i32);
+        self.asm.alu_imm(Alu::Cmp, true, R10, 4096 - size as i32);
         let label = self.asm.label();
         self.asm.jcc(Cond::A, label);
         self.asm.alu_mem(Alu::Add, true, R10, host);

@@ -154,11 +154,6 @@ impl Asm {
         self.labels[label.0] = self.code.len();
     }
 
-    /// Where `label` lies in code memory.
-    pub fn place(&self, label: Label) -> u32 {
-        self.start + self.labels[label.0] as u32
-    }
-
     /// Appends bytes as they are.
     pub fn bytes(&mut self, bytes: &[u8]) {
         self.code.extend_from_slice(bytes);
@@ -174,11 +169,7 @@ impl Asm {
     }
 
     fn rex(&mut self, wide: bool, reg: Reg, index: Reg, base: Reg, force: bool) {
-        let rex = 0x40
-            | u8::from(wide) << 3
-            | (reg >> 3) << 2
-            | (index >> 3) << 1
-            | (base >> 3);
+        let rex = 0x40 | u8::from(wide) << 3 | (reg >> 3) << 2 | (index >> 3) << 1 | (base >> 3);
         if rex != 0x40 || force {
             self.byte(rex);
         }
@@ -215,7 +206,9 @@ impl Asm {
         let field = (reg & 7) << 3;
         let Some(base) = mem.base else {
             // No base: SIB with a displacement of 32 bits.
-            let (index, scale) = mem.index.map_or((4, 0), |(index, scale)| (index & 7, scale));
+            let (index, scale) = mem
+                .index
+                .map_or((4, 0), |(index, scale)| (index & 7, scale));
             self.bytes(&[field | 4, scale << 6 | index << 3 | 5]);
             self.imm32(mem.disp);
             return;
@@ -228,7 +221,9 @@ impl Asm {
             _ => 0x80,
         };
         if mem.index.is_some() || base & 7 == 4 {
-            let (index, scale) = mem.index.map_or((4, 0), |(index, scale)| (index & 7, scale));
+            let (index, scale) = mem
+                .index
+                .map_or((4, 0), |(index, scale)| (index & 7, scale));
             self.bytes(&[mode | field | 4, scale << 6 | index << 3 | base & 7]);
         } else {
             self.byte(mode | field | base & 7);
@@ -287,12 +282,6 @@ impl Asm {
     pub fn store_imm64(&mut self, to: Mem, value: i32) {
         self.mem(true, &[0xc7], 0, to);
         self.imm32(value);
-    }
-
-    /// Stores a constant byte.
-    pub fn store_imm8(&mut self, to: Mem, value: u8) {
-        self.mem(false, &[0xc6], 0, to);
-        self.byte(value);
     }
 
     /// Loads a constant, by the shortest encoding. The flags stay.

@@ -240,7 +240,8 @@ impl Block<'_> {
         });
         let label = self.asm.label();
         self.asm.load(RAX, Env::budget());
-        self.asm.alu_imm(Alu::Sub, true, RAX, self.guests.len() as i32);
+        self.asm
+            .alu_imm(Alu::Sub, true, RAX, self.guests.len() as i32);
         self.asm.jcc(Cond::S, label);
         self.asm.store(Env::budget(), RAX);
         self.rare.push(Rare::Leave {
@@ -335,14 +336,14 @@ impl Block<'_> {
     /// How the tables hold an address.
     fn place_of(&self, address: u64) -> u64 {
         if self.mode.is_relative() {
-            self.from_page(address) as u64
+            self.beyond_page(address) as u64
         } else {
             address
         }
     }
 
     /// An address counted from the block's page.
-    fn from_page(&self, address: u64) -> i64 {
+    fn beyond_page(&self, address: u64) -> i64 {
         address.wrapping_sub(self.rip & !0xfff) as i64
     }
 
@@ -352,13 +353,13 @@ impl Block<'_> {
             return self.asm.mov_imm(to, address);
         }
         self.asm.load(to, Env::page());
-        match i32::try_from(self.from_page(address)) {
+        match i32::try_from(self.beyond_page(address)) {
             Ok(0) => {}
             Ok(distance) => self.asm.lea(true, to, at(to, distance)),
             // Displacements and branches reach 2 GiB from the end of their instruction, and a little
             // more from its page: two steps do it.
             Err(_) => {
-                let distance = self.from_page(address);
+                let distance = self.beyond_page(address);
                 let half = (distance / 2) as i32;
                 self.asm.lea(true, to, at(to, half));
                 self.asm
@@ -471,8 +472,7 @@ impl Block<'_> {
             mode,
             entry,
         });
-        self.asm
-            .mov_imm(RAX, u64::from(Exit::Cell(cell).encode()));
+        self.asm.mov_imm(RAX, u64::from(Exit::Cell(cell).encode()));
         self.asm.jmp_mem(Env::cell(cell));
     }
 
@@ -641,8 +641,7 @@ impl Block<'_> {
                 mode: self.mode,
                 page: self.source,
             });
-            self.asm
-                .store_imm32(Env::exit(), Exit::Link(link).encode());
+            self.asm.store_imm32(Env::exit(), Exit::Link(link).encode());
             self.asm.jmp_to(if saved {
                 self.stubs.exit_saved
             } else {
@@ -660,8 +659,7 @@ impl Block<'_> {
             mode: self.mode,
             entry,
         });
-        self.asm
-            .mov_imm(RAX, u64::from(Exit::Cell(cell).encode()));
+        self.asm.mov_imm(RAX, u64::from(Exit::Cell(cell).encode()));
         self.asm.jmp_mem(Env::cell(cell));
     }
 }

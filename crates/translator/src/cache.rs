@@ -4,7 +4,7 @@ use crate::access::writes_memory;
 use crate::asm::Asm;
 use crate::block::{Block, Guest, Layout, MOST, Rare};
 use crate::env::{CELLS, Env, JUMP_CACHES, jump_slot};
-use crate::groups;
+use crate::groups::{self, Group};
 use crate::mixer::Mixer;
 use crate::mode::{Mode, Space};
 use crate::scan::{Code64, scan};
@@ -29,6 +29,9 @@ const LARGEST_BLOCK: usize = 64 << 10;
 /// The longest instruction. SDM 2A, 2.3.11.
 const LONGEST: usize = 15;
 
+/// The most pages that jump caches and cells may lead to.
+const MOST_LED_TO: usize = 1 << 16;
+
 /// What a block is found by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
@@ -47,6 +50,15 @@ pub struct Translated {
     layout: Layout,
     /// The pages that its bytes lie in.
     sources: [Source; 2],
+}
+
+/// The code of a block.
+struct Scanned {
+    bytes: [u8; LONGEST * MOST],
+    length: usize,
+    sources: [Source; 2],
+    /// The address behind its last instruction.
+    next: u64,
 }
 
 /// A page that code was translated from.
@@ -103,9 +115,9 @@ pub struct Cache {
     habits: Option<Mode>,
     /// Jump caches with entries that are not global.
     local_caches: [bool; JUMP_CACHES],
-    /// Cells that lead somewhere.
+    /// Cells that lead to pages that are global.
     filled: Vec<u32>,
-    /// Those of them that are not global.
+    /// Cells that lead to other pages.
     local: Vec<u32>,
     asm: Asm,
     info: InstructionInfoFactory,
@@ -193,7 +205,9 @@ impl Cache {
         for number in std::mem::take(&mut self.filled) {
             self.empty_cell(env, number);
         }
-        self.local.clear();
+        for number in std::mem::take(&mut self.local) {
+            self.empty_cell(env, number);
+        }
         self.led_to.clear();
         self.bound.clear();
     }
@@ -235,10 +249,14 @@ impl Cache {
 
     /// Forgets what changes of mappings and code have made stale.
     pub fn catch_up(&mut self, env: &mut Env, flushes: &mut Flushes, code: &CodePages) {
-        if flushes.all {
+        if flushes.all || self.led_to.len() > MOST_LED_TO {
             self.forget_jumps(env);
         } else {
-            if flushes.addresses.iter().any(|a| self.led_to.contains(&(a >> 12))) {
+            if flushes
+                .addresses
+                .iter()
+                .any(|a| self.led_to.contains(&(a >> 12)))
+            {
                 self.forget_jumps(env);
             }
             if flushes.non_global {
@@ -356,6 +374,13 @@ impl Cache {
         {
             self.clear(env);
         }
+        let scanned = self.scan(core, &key, rip, page)?;
+        let groups = self.groups(&key, rip);
+        self.emit(env, key, rip, &scanned, &groups)
+    }
+
+    /// Decodes the block of `key` into `guests`.
+    fn scan(&mut self, core: &mut Core, key: &Key, rip: u64, page: CodePage) -> Option<Scanned> {
         let mut sources = [belljar_interpreter::mark(core, page)?, Source::ABSENT];
         let offset = rip % PAGE_SIZE;
         let mut bytes = [0; LONGEST * MOST];
@@ -370,7 +395,7 @@ impl Cache {
             } else {
                 at
             };
-            blocks.contains_key(&Key { rip, ..key })
+            blocks.contains_key(&Key { rip, ..*key })
         };
         let guests = &mut self.guests;
         let source = Code64 {
@@ -384,8 +409,7 @@ impl Cache {
             let second = core.mmu.code_page(&core.cpu, second_page(rip)).ok()?;
             sources[1] = belljar_interpreter::mark(core, second)?;
             length = room + LONGEST;
-            core.mmu
-                .read_code(second, 0, &mut bytes[room..length]);
+            core.mmu.read_code(second, 0, &mut bytes[room..length]);
             let one = belljar_interpreter::decoder(core, rip, &bytes[..length])
                 .decode()
                 .len();
@@ -400,16 +424,40 @@ impl Cache {
                 return None;
             }
         }
-        let bytes = &bytes[..length];
+        Some(Scanned {
+            bytes,
+            length,
+            sources,
+            next,
+        })
+    }
+
+    /// The groups of the block in `guests`.
+    fn groups(&mut self, key: &Key, rip: u64) -> Vec<Group> {
         let info = &mut self.info;
-        let groups = if key.mode.is_narrow() {
+        if key.mode.is_narrow() {
             for guest in &mut self.guests {
                 guest.member = None;
             }
             Vec::new()
         } else {
-            groups::find(&mut self.guests, rip & !0xfff, |ins| writes_memory(info, ins))
-        };
+            groups::find(&mut self.guests, rip & !0xfff, |ins| {
+                writes_memory(info, ins)
+            })
+        }
+    }
+
+    /// Writes the code of the block in `guests`.
+    fn emit(
+        &mut self,
+        env: &mut Env,
+        key: Key,
+        rip: u64,
+        scanned: &Scanned,
+        groups: &[Group],
+    ) -> Option<Translated> {
+        let bytes = &scanned.bytes[..scanned.length];
+        let next = scanned.next;
         self.asm.restart(self.memory.next());
         self.rare.clear();
         let cells = self.tables.cells.len();
@@ -428,14 +476,15 @@ impl Cache {
             } else {
                 ANY_PAGE
             },
-            leaves_page: next & !0xfff == rip & !0xfff && (next % PAGE_SIZE) as usize + LONGEST > PAGE_SIZE as usize,
+            leaves_page: next & !0xfff == rip & !0xfff
+                && (next % PAGE_SIZE) as usize + LONGEST > PAGE_SIZE as usize,
             guests: &self.guests,
             bytes,
             now: 0,
             loc: Loc::Host,
             vector: false,
             bmi2: self.bmi2,
-            groups: &groups,
+            groups,
             checked: 0,
             held: None,
             rare: std::mem::take(&mut self.rare),
@@ -461,7 +510,10 @@ impl Cache {
         for number in cells..self.tables.cells.len() {
             self.empty_cell(env, number as u32);
         }
-        let block = Translated { layout, sources };
+        let block = Translated {
+            layout,
+            sources: scanned.sources,
+        };
         self.enter(env, key, block);
         Some(block)
     }
@@ -559,8 +611,9 @@ impl Cache {
         let target = self.address(found.block.layout.entry(cell.entry));
         self.lead_to(rip, found);
         env.cells[number as usize % CELLS] = target;
-        self.filled.push(number);
-        if !found.global {
+        if found.global {
+            self.filled.push(number);
+        } else {
             self.local.push(number);
         }
     }

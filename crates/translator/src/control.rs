@@ -26,13 +26,21 @@ pub enum Value {
 /// Whether the instruction is one of those that are translated by hand and leave the block going.
 pub fn is_special(ins: &Instruction) -> bool {
     match ins.code() {
-        Code::Push_r64 | Code::Pop_r64 | Code::Pushq_imm32 | Code::Pushq_imm8 | Code::Push_rm64
+        Code::Push_r64
+        | Code::Pop_r64
+        | Code::Pushq_imm32
+        | Code::Pushq_imm8
+        | Code::Push_rm64
         | Code::Leaveq => true,
         Code::Mfence | Code::Sfence | Code::Lfence => true,
-        Code::Bt_rm32_r32 | Code::Bt_rm64_r64 | Code::Bts_rm32_r32 | Code::Bts_rm64_r64
-        | Code::Btr_rm32_r32 | Code::Btr_rm64_r64 | Code::Btc_rm32_r32 | Code::Btc_rm64_r64 => {
-            ins.op0_kind() == OpKind::Memory
-        }
+        Code::Bt_rm32_r32
+        | Code::Bt_rm64_r64
+        | Code::Bts_rm32_r32
+        | Code::Bts_rm64_r64
+        | Code::Btr_rm32_r32
+        | Code::Btr_rm64_r64
+        | Code::Btc_rm32_r32
+        | Code::Btc_rm64_r64 => ins.op0_kind() == OpKind::Memory,
         _ => false,
     }
 }
@@ -233,13 +241,14 @@ impl Block<'_> {
                 self.load_address(RAX, address);
                 self.asm.store(place, RAX);
             }
-            Value::Constant(value) | Value::Code(value) => match i32::try_from(value as i64) {
-                Ok(value) => self.asm.store_imm64(place, value),
-                Err(_) => {
+            Value::Constant(value) | Value::Code(value) => {
+                if let Ok(value) = i32::try_from(value as i64) {
+                    self.asm.store_imm64(place, value);
+                } else {
                     self.asm.mov_imm(RAX, value);
                     self.asm.store(place, RAX);
                 }
-            },
+            }
             Value::Temp => {
                 self.asm.load(RAX, Env::temp(1));
                 self.asm.store(place, RAX);
@@ -311,20 +320,15 @@ impl Block<'_> {
         self.asm.lea(
             true,
             R10,
-            asm::Mem {
+            Mem {
                 index: Some((RAX, if wide { 3 } else { 2 })),
                 ..at(R10, 0)
             },
         );
         if let Some(gs) = segment(&ins) {
-            self.asm
-                .alu_mem(asm::Alu::Add, true, R10, Env::base(gs));
+            self.asm.alu_mem(asm::Alu::Add, true, R10, Env::base(gs));
         }
-        self.check(
-            Address::Computed,
-            size,
-            ins.mnemonic() != Mnemonic::Bt,
-        );
+        self.check(Address::Computed, size, ins.mnemonic() != Mnemonic::Bt);
         self.bit_index(index);
         self.asm
             .alu_imm(asm::Alu::And, false, RAX, if wide { 63 } else { 31 });

@@ -132,15 +132,6 @@ impl<'a> Encoding<'a> {
         self.opcode = opcode;
         Some(after)
     }
-
-    /// Whether REX.W, or its equal in the other encodings, is set.
-    pub const fn wide(&self) -> bool {
-        match self.form {
-            Form::Legacy(_) => self.rex & REX_W != 0,
-            Form::Vex([_, second]) => second & 0x80 != 0,
-            Form::Evex([_, second, _]) => second & 0x80 != 0,
-        }
-    }
 }
 
 /// Bytes of SIB and displacement, for addresses of 32 and 64 bits. SDM 2A, table 2-2.
@@ -170,7 +161,7 @@ mod tests {
         let encoding = parse(&[
             0x64, 0xf0, 0x4a, 0x83, 0x84, 0x88, 0x78, 0x56, 0x34, 0x12, 1,
         ]);
-        assert!(encoding.lock && encoding.wide());
+        assert!(encoding.lock && encoding.rex & REX_W != 0);
         assert_eq!(encoding.form, Form::Legacy(0));
         assert_eq!((encoding.opcode, encoding.modrm), (0x83, Some(0x84)));
         assert_eq!(encoding.immediate, [1]);
@@ -191,7 +182,10 @@ mod tests {
         let whole = [0x62, 0xf3, 0x6d, 0x48, 0x25, 0x0d, 8, 0, 0, 0, 0xff];
         assert_eq!(parse(&whole).immediate, [0xff]);
         for length in 0..6 {
-            assert!(Encoding::parse(&whole[..length], true).is_none(), "{length}");
+            assert!(
+                Encoding::parse(&whole[..length], true).is_none(),
+                "{length}"
+            );
         }
     }
 

@@ -126,9 +126,7 @@ impl Env {
 
     /// Offset of field `offset` of the entry 0 of the TLB's set `set`.
     pub const fn tlb_field(set: usize, offset: usize) -> usize {
-        offset_of!(Env, tlb)
-            + set * belljar_interpreter::tlb::SIZE * size_of::<Entry>()
-            + offset
+        offset_of!(Env, tlb) + set * belljar_interpreter::tlb::SIZE * size_of::<Entry>() + offset
     }
 
     /// The host's address that the accesses of a group share.

@@ -105,7 +105,13 @@ mod tests {
     fn arithmetic_and_logic_overwrite_everything() {
         // add eax, ebx; test eax, eax
         for bytes in [[0x01, 0xd8], [0x85, 0xc0]] {
-            assert_eq!(effect(&bytes), Effect { reads: 0, kills: ALL });
+            assert_eq!(
+                effect(&bytes),
+                Effect {
+                    reads: 0,
+                    kills: ALL
+                }
+            );
         }
     }
 

@@ -79,7 +79,12 @@ fn uses_rax(mnemonic: Mnemonic) -> bool {
 fn only_reads(mnemonic: Mnemonic) -> bool {
     matches!(
         mnemonic,
-        Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Bt | Mnemonic::Mul | Mnemonic::Div | Mnemonic::Idiv
+        Mnemonic::Cmp
+            | Mnemonic::Test
+            | Mnemonic::Bt
+            | Mnemonic::Mul
+            | Mnemonic::Div
+            | Mnemonic::Idiv
     )
 }
 

@@ -191,7 +191,9 @@ fn access(
             },
             ..stack(0, false)
         }),
-        (Kind::Innocuous(_), _) if ins.encoding() != EncodingKind::EVEX => operand(ins, page, writes),
+        (Kind::Innocuous(_), _) if ins.encoding() != EncodingKind::EVEX => {
+            operand(ins, page, writes)
+        }
         _ => None,
     }
 }
@@ -305,11 +307,9 @@ fn implied(ins: &Instruction) -> &'static [u8] {
         Mnemonic::Imul if ins.op_count() == 1 => &[0, 2],
         Mnemonic::Cmpxchg8b | Mnemonic::Cmpxchg16b => &[0, 2],
         Mnemonic::Cwd | Mnemonic::Cdq | Mnemonic::Cqo => &[2],
-        Mnemonic::Cbw
-        | Mnemonic::Cwde
-        | Mnemonic::Cdqe
-        | Mnemonic::Cmpxchg
-        | Mnemonic::Lahf => &[0],
+        Mnemonic::Cbw | Mnemonic::Cwde | Mnemonic::Cdqe | Mnemonic::Cmpxchg | Mnemonic::Lahf => {
+            &[0]
+        }
         Mnemonic::Stosb
         | Mnemonic::Stosd
         | Mnemonic::Stosq

@@ -66,6 +66,9 @@ extern "sysv64" fn refill(env: *mut Env, linear: u64, size: u64, write: u64) -> 
         core.cpu.rflags = core.cpu.rflags & !rflags::AC | access;
         core
     };
+    if core.mmu.must_settle() {
+        return 0;
+    }
     let access = if write != 0 {
         Access::Write
     } else {
@@ -232,7 +235,12 @@ fn move_vectors(asm: &mut Asm, store: bool) {
             asm.mem_operand(number, place(number));
         } else {
             // MOVUPS
-            asm.mem(false, &[0x0f, if store { 0x11 } else { 0x10 }], number, place(number));
+            asm.mem(
+                false,
+                &[0x0f, if store { 0x11 } else { 0x10 }],
+                number,
+                place(number),
+            );
         }
     }
 }
@@ -257,4 +265,3 @@ fn load_vector(asm: &mut Asm) {
     asm.store_imm32(Env::vector_live(), 1);
     asm.ret();
 }
-

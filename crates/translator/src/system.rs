@@ -68,8 +68,7 @@ impl Block<'_> {
                 }
                 self.asm.load32(RAX, Env::heeded_on());
                 self.asm.store32(Env::heeded(), RAX);
-                self.asm
-                    .store_imm32(Env::interrupts(), rflags::IF as u32);
+                self.asm.store_imm32(Env::interrupts(), rflags::IF as u32);
             }
             Code::Pushfq => self.push_flags(),
             Code::Popfq => self.pop_flags(),
@@ -128,15 +127,13 @@ impl Block<'_> {
         self.asm.bytes(&(!PLAIN as u32).to_le_bytes());
         self.leave_if(Cond::NE);
         self.asm.mov32(R10, RAX);
-        self.asm
-            .alu_imm(Alu::And, false, R10, rflags::IF as i32);
+        self.asm.alu_imm(Alu::And, false, R10, rflags::IF as i32);
         self.asm.store32(Env::interrupts(), R10);
         self.asm.load32(R10, Env::heeded_off());
         // test eax, imm32; cmovnz r10d, [heeded_on]
         self.asm.byte(0xa9);
         self.asm.bytes(&(rflags::IF as u32).to_le_bytes());
-        self.asm
-            .mem(false, &[0x0f, 0x45], R10, Env::heeded_on());
+        self.asm.mem(false, &[0x0f, 0x45], R10, Env::heeded_on());
         self.asm.store32(Env::heeded(), R10);
         self.asm.mov32(R10, RAX);
         self.asm.shr32(R10, 11);

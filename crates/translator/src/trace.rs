@@ -50,7 +50,8 @@ impl Translation<'_> {
             ("host", self.layout.host),
         ];
         let here = all.iter().filter(|(_, offset)| *offset == at);
-        here.map(|(name, _)| format!("{name}: ")).collect()
+        let names: Vec<&str> = here.map(|(name, _)| *name).collect();
+        names.join(" ")
     }
 }
 
@@ -63,7 +64,8 @@ fn line(
 ) -> fmt::Result {
     let mut text = String::new();
     formatter.format(ins, &mut text);
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = hex.concat();
     write!(f, "{:016x}  {hex:<30}  {text}", ins.ip())
 }
 

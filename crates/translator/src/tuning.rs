@@ -193,7 +193,10 @@ mod tests {
         }
         .within_range();
         assert_eq!(much.code_memory, MOST_CODE_MEMORY);
-        assert_eq!((much.most_instructions, much.tlb_entries), (crate::block::MOST, 512));
+        assert_eq!(
+            (much.most_instructions, much.tlb_entries),
+            (crate::block::MOST, 512)
+        );
     }
 
     #[test]

@@ -92,6 +92,9 @@ impl TranslatorVcpu {
                 .mmu
                 .place_tlb(NonNull::from(&mut env.tlb), tuning.tlb_entries);
         }
+        if processor.core.attention.len() > 1 {
+            processor.core.mmu.keep_evicted();
+        }
         env.vector = ptr::from_mut(&mut processor.core.cpu.vector);
         env.processor = ptr::from_mut(&mut *processor);
         env.own = ptr::from_mut(&mut *env);
@@ -280,6 +283,8 @@ impl TranslatorVcpu {
     /// From the environment to the processor's state, but for the instruction pointer and the flags.
     fn store(&mut self) {
         let (core, env) = (&mut self.processor.core, &self.env);
+        // No address of a group outlasts its block.
+        core.mmu.settle();
         core.cpu.gpr = env.gpr;
         core.cpu.segments[Seg::Gs as usize].base = env.bases[1];
         core.cpu.msr.kernel_gs_base = env.kernel_gs;
@@ -404,12 +409,8 @@ impl TranslatorVcpu {
             return;
         };
         let head = self.address(site.mode, site.head);
-        self.cache.note_straddle(
-            &mut self.processor.core,
-            &mut self.env,
-            head,
-            site.mode,
-        );
+        self.cache
+            .note_straddle(&mut self.processor.core, &mut self.env, head, site.mode);
     }
 
     /// The address that the tables hold as `place`.

@@ -8,11 +8,11 @@ use crate::cache::{Block, Cache, Key, Source};
 use crate::handlers::system;
 use crate::mmu::CodePage;
 use crate::op::Handler;
-pub use lower::exists;
 use crate::processor::Core;
 use belljar_memory::PAGE_SIZE;
 use belljar_x86::syscall::Vendor;
 use iced_x86::{CpuidFeature, Decoder, DecoderError, DecoderOptions, Instruction};
+pub use lower::exists;
 
 /// The most instructions of a block.
 const MOST: usize = 64;

@@ -35,7 +35,7 @@ pub const HANDLERS: u64 = 0xa000;
 pub const PAGES: u64 = 0x4000_0000;
 
 /// A run that takes longer has failed.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 const KERNEL_CODE: u16 = 0x08;
 const KERNEL_DATA: u16 = 0x10;
 
