@@ -114,7 +114,7 @@ fn standard_output_is_what_the_guest_printed() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert_eq!(output.stdout, b"hello\n");
     let errors = String::from_utf8(output.stderr).unwrap();
-    assert!(errors.contains("interpreter"), "{errors}");
+    assert!(errors.contains("engine: translator"), "{errors}");
 }
 
 #[test]

@@ -209,8 +209,26 @@ fn setting(name: &str, default: u64) -> u64 {
     number.unwrap_or_else(|e| panic!("{name}={text}: {e}"))
 }
 
+/// How an engine is compared.
+struct Engine {
+    choice: EngineChoice,
+    /// Whether it counts instructions.
+    budget: bool,
+    rules: Rules,
+}
+
+impl Engine {
+    fn exact(choice: EngineChoice) -> Self {
+        Self {
+            choice,
+            budget: true,
+            rules: Rules::default(),
+        }
+    }
+}
+
 /// Cases of `shape` on the host and in `engine`.
-fn compare(engine: EngineChoice, seed: u64, count: u64, shape: Shape, avx512: bool) -> Summary {
+fn compare(engine: &Engine, seed: u64, count: u64, shape: Shape, avx512: bool) -> Summary {
     let model = Arc::new(CpuidModel::new(&CpuidConfig {
         cpus: 1,
         tsc_hz: 1_000_000_000,
@@ -221,19 +239,24 @@ fn compare(engine: EngineChoice, seed: u64, count: u64, shape: Shape, avx512: bo
     let campaign = Campaign {
         generator: Generator::new(seed, shape, xcr0, catalogue),
         cases: count,
-        rules: Rules::default(),
+        rules: engine.rules,
         examples: 1,
         jobs: std::thread::available_parallelism().map_or(1, usize::from),
     };
     let runner = || -> Result<Box<dyn Runner>, CampaignError> {
-        let engine = choose_engine(engine)?;
-        Ok(Box::new(Machine::new(engine, Arc::clone(&model), xcr0)?))
+        let chosen = choose_engine(engine.choice)?;
+        let machine = Machine::new(chosen, Arc::clone(&model), xcr0)?;
+        Ok(Box::new(if engine.budget {
+            machine
+        } else {
+            machine.without_budget()?
+        }))
     };
     campaign.run(&runner).unwrap()
 }
 
 /// `BELLJAR_ORACLE_CASES` says how many cases, `BELLJAR_ORACLE_SEED` which ones.
-fn ends_every_case_as_the_host_does(engine: EngineChoice) {
+fn ends_every_case_as_the_host_does(engine: &Engine) {
     let seed = setting("BELLJAR_ORACLE_SEED", SEED);
     let count = setting("BELLJAR_ORACLE_CASES", 20_000);
     let start = Instant::now();
@@ -248,8 +271,13 @@ fn ends_every_case_as_the_host_does(engine: EngineChoice) {
         (Shape::Block(64), true, 1),
     ];
     for (shape, avx512, sixteenths) in shares {
+        // Code that does not count may be wrong in flags once, when a page first changes itself.
+        if !engine.budget && matches!(shape, Shape::Block(_)) {
+            continue;
+        }
         let summary = compare(engine, seed, count * sixteenths / 16, shape, avx512);
-        println!("{engine}, {shape}, AVX-512 {avx512}: {summary}");
+        let name = engine.choice;
+        println!("{name}, {shape}, AVX-512 {avx512}: {summary}");
         assert_eq!(summary.failed(), 0, "seed {seed:#x}\n{summary}");
     }
     let seconds = start.elapsed().as_secs_f64();
@@ -259,5 +287,22 @@ fn ends_every_case_as_the_host_does(engine: EngineChoice) {
 
 #[test]
 fn the_interpreter_ends_every_case_as_the_host_does() {
-    ends_every_case_as_the_host_does(EngineChoice::Interpreter);
+    ends_every_case_as_the_host_does(&Engine::exact(EngineChoice::Interpreter));
+}
+
+#[test]
+fn the_translator_that_counts_ends_every_case_as_the_host_does() {
+    ends_every_case_as_the_host_does(&Engine::exact(EngineChoice::Translator));
+}
+
+#[test]
+fn the_translator_ends_every_case_as_the_host_does() {
+    ends_every_case_as_the_host_does(&Engine {
+        choice: EngineChoice::Translator,
+        budget: false,
+        rules: Rules {
+            at_fault: Flags::Ignore,
+            ..Rules::default()
+        },
+    });
 }
