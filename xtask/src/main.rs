@@ -4,6 +4,7 @@ mod bench;
 mod fuzz;
 mod machines;
 mod programs;
+mod stress;
 mod test;
 
 use anyhow::{Context, Result, ensure};
@@ -22,6 +23,8 @@ struct Arguments {
 enum Chore {
     /// Runs all tests: units, properties, machines, the host as oracle, and boots of stock kernels
     Test(test::Options),
+    /// Boots the default guest with the translator tuned so that rare events happen all the time
+    Stress(stress::Options),
     /// Times the boot of the default guest under Belljar and under QEMU's TCG, in turn
     BenchBoot(bench::Options),
     /// Times real programs natively, under QEMU's TCG and under Belljar, in turn
@@ -56,6 +59,7 @@ fn run(command: &mut Command) -> Result<()> {
 fn main() -> Result<()> {
     match Arguments::parse().chore {
         Chore::Test(options) => test::run(&options),
+        Chore::Stress(options) => stress::run(&options),
         Chore::BenchBoot(options) => bench::run(&options),
         Chore::BenchPrograms(options) => programs::run(&options),
         Chore::Fuzz(options) => fuzz::run(&options),

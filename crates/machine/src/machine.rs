@@ -42,6 +42,20 @@ impl Machine {
     ) -> Result<Self, MachineError> {
         config.validate()?;
         let engine = engines::choose(config.engine)?;
+        Self::with_engine(config, &*engine, output)
+    }
+
+    /// The same with an engine that the configuration does not name: `engine`, and not the one of
+    /// `config`, runs the machine.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn with_engine(
+        config: &MachineConfig,
+        engine: &dyn Engine,
+        output: Arc<dyn ConsoleOutput>,
+    ) -> Result<Self, MachineError> {
+        config.validate()?;
         let entropy = HostEntropy::new().map_err(MachineError::Entropy)?;
         let clock: Arc<dyn Clock> = Arc::new(HostClock::new());
         clock.pause();
@@ -63,7 +77,7 @@ impl Machine {
             })),
             vcpus: Vec::new(),
         };
-        machine.start_vcpus(&*engine, &setup, states, &lifecycle, &power_on)?;
+        machine.start_vcpus(engine, &setup, states, &lifecycle, &power_on)?;
         Ok(machine)
     }
 

@@ -82,7 +82,7 @@ impl Tuning {
         (
             "evict",
             Self {
-                evict_every: NonZeroU32::new(61),
+                evict_every: NonZeroU32::new(499),
                 ..Self::USUAL
             },
         ),
@@ -99,9 +99,9 @@ impl Tuning {
                 code_memory: LEAST_CODE_MEMORY,
                 most_instructions: 3,
                 tlb_entries: tlb::LEAST_SIZE,
-                flush_every: NonZeroU32::new(7),
-                evict_every: NonZeroU32::new(113),
-                exit_every: NonZeroU32::new(2),
+                flush_every: NonZeroU32::new(61),
+                evict_every: NonZeroU32::new(4001),
+                exit_every: NonZeroU32::new(11),
             },
         ),
     ];

@@ -3,7 +3,8 @@
 //! A repeated instruction runs a bounded number of iterations and then begins anew at its own
 //! address, so that interrupts are taken in between; the registers are exact after each iteration.
 //! MOVS and STOS that run upward in flat segments do as many iterations at once as lie within one
-//! page.
+//! page. Where an instruction begins anew depends on its registers alone, not on what the TLB holds:
+//! it counts as the same number of instructions in every engine.
 
 use super::alu::{Binary, Cmp};
 use crate::host::{self, Word};
@@ -20,8 +21,10 @@ pub const REPEAT: u8 = 1;
 /// REPNE
 pub const REPEAT_UNEQUAL: u8 = 2;
 
-/// The most iterations (or runs of iterations) before interrupts are looked at.
+/// The most runs of iterations before interrupts are looked at.
 const MOST: u32 = 256;
+/// The iterations after whose run interrupts are looked at, too: they may all be a device's.
+const MANY: u64 = 1 << 16;
 
 /// Which instruction.
 pub trait StringOp {
@@ -30,6 +33,11 @@ pub trait StringOp {
 
     /// One iteration.
     fn once<T: Word>(core: &mut Core, op: &Op) -> Result<(), Fault>;
+
+    /// Iterations that count as one run, whether or not they are done at once: 0 or 1 if each counts.
+    fn run<T: Word>(_core: &mut Core, _op: &Op) -> Result<u64, Fault> {
+        Ok(1)
+    }
 
     /// As many iterations at once as can be, but at most `most`; 0 if none can.
     fn many<T: Word>(_core: &mut Core, _op: &Op, _most: u64) -> Result<u64, Fault> {
@@ -77,8 +85,8 @@ const fn room<T: Word>(linear: u64) -> u64 {
 }
 
 /// Whether runs of iterations may be done at once.
-fn bulk_possible(core: &Core) -> bool {
-    core.code64 && core.cpu.rflags & rflags::DF == 0 && !core.single
+fn bulk_possible(core: &Core, op: &Op) -> bool {
+    core.code64 && core.cpu.rflags & rflags::DF == 0 && !core.single && op.address_bits == 64
 }
 
 /// MOVS
@@ -97,8 +105,17 @@ impl StringOp for Movs {
         Ok(())
     }
 
+    fn run<T: Word>(core: &mut Core, op: &Op) -> Result<u64, Fault> {
+        if !bulk_possible(core, op) {
+            return Ok(1);
+        }
+        let from = source::<T>(core, op)?;
+        let to = destination::<T>(core, op, Access::Write)?;
+        Ok(room::<T>(from).min(room::<T>(to)))
+    }
+
     fn many<T: Word>(core: &mut Core, op: &Op, most: u64) -> Result<u64, Fault> {
-        if !bulk_possible(core) || op.address_bits != 64 {
+        if !bulk_possible(core, op) {
             return Ok(0);
         }
         let from = source::<T>(core, op)?;
@@ -138,8 +155,15 @@ impl StringOp for Stos {
         Ok(())
     }
 
+    fn run<T: Word>(core: &mut Core, op: &Op) -> Result<u64, Fault> {
+        if !bulk_possible(core, op) {
+            return Ok(1);
+        }
+        Ok(room::<T>(destination::<T>(core, op, Access::Write)?))
+    }
+
     fn many<T: Word>(core: &mut Core, op: &Op, most: u64) -> Result<u64, Fault> {
-        if !bulk_possible(core) || op.address_bits != 64 {
+        if !bulk_possible(core, op) {
             return Ok(0);
         }
         let to = destination::<T>(core, op, Access::Write)?;
@@ -261,12 +285,17 @@ pub fn string<S: StringOp, T: Word>(core: &mut Core, op: &Op) -> Step {
 fn repeat<S: StringOp, T: Word>(core: &mut Core, op: &Op) -> Step {
     let mask = op.address_mask();
     let mut left = if core.single { 1 } else { MOST };
+    // Iterations of this call, and those that are left of the present run.
+    let (mut iterations, mut run) = (0, 0);
     loop {
         let count = core.masked(Gpr::Rcx, mask);
         if count == 0 {
             return core.stored();
         }
-        let done = S::many::<T>(core, op, count)?;
+        if run == 0 {
+            run = S::run::<T>(core, op)?.clamp(1, count);
+        }
+        let done = S::many::<T>(core, op, run)?;
         let done = if done == 0 {
             S::once::<T>(core, op)?;
             1
@@ -279,8 +308,13 @@ fn repeat<S: StringOp, T: Word>(core: &mut Core, op: &Op) -> Step {
         if count == 0 || ends {
             return core.stored();
         }
-        left -= 1;
-        if left == 0 || core.mmu.disturbed || debug::any_active(&core.cpu) {
+        run -= done;
+        iterations += done;
+        if run == 0 {
+            left -= 1;
+        }
+        let enough = run == 0 && (left == 0 || iterations >= MANY);
+        if enough || core.mmu.disturbed || debug::any_active(&core.cpu) {
             core.cpu.rip = core.next_after(u64::from(op.offset));
             return Ok(Flow::Jump);
         }
