@@ -14,6 +14,7 @@ use crate::exit::Exit;
 use crate::mode::{Mode, Space};
 use crate::registers::{self, GUEST_RAX, GUEST_RSP, Place};
 use crate::tables::Loc;
+use belljar_engine::Reason;
 use belljar_x86::Segment;
 use belljar_x86::bits::rflags;
 use iced_x86::{Code, Instruction, OpKind};
@@ -66,6 +67,9 @@ impl Block<'_> {
                 if self.now + 1 == self.guests.len() {
                     return false;
                 }
+                let live = self.guest().live;
+                self.spare_flags(live);
+                self.leave_if_interrupted();
                 self.asm.load32(RAX, Env::heeded_on());
                 self.asm.store32(Env::heeded(), RAX);
                 self.asm.store_imm32(Env::interrupts(), rflags::IF as u32);
@@ -126,6 +130,7 @@ impl Block<'_> {
         self.asm.reg(false, &[0xf7], 0, R10);
         self.asm.bytes(&(!PLAIN as u32).to_le_bytes());
         self.leave_if(Cond::NE);
+        self.leave_if_interrupted();
         self.asm.mov32(R10, RAX);
         self.asm.alu_imm(Alu::And, false, R10, rflags::IF as i32);
         self.asm.store32(Env::interrupts(), R10);
@@ -145,6 +150,15 @@ impl Block<'_> {
         self.asm.store32(Env::flags(), RAX);
         self.asm.lea(true, GUEST_RSP, at(GUEST_RSP, 8));
         self.loc = Loc::Saved;
+    }
+
+    /// Leaves for the interpreter if an interrupt waits, which is to be taken after this very
+    /// instruction or the next. Changes R10 and the flags.
+    fn leave_if_interrupted(&mut self) {
+        self.asm.load(R10, Env::attention());
+        self.asm.mem(false, &[0xf7], 0, at(R10, 0)); // test dword [r10], imm32
+        self.asm.bytes(&Reason::INTERRUPT.0.to_le_bytes());
+        self.leave_if(Cond::NE);
     }
 
     /// Leaves for the interpreter, which executes the instruction, on a condition.

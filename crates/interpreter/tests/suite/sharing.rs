@@ -64,7 +64,7 @@ fn code_written_by_another_vcpu_is_seen_after_a_serialising_instruction() {
         a.cmp(dword_ptr(rbx + 64), ecx).unwrap();
         a.jne(wait).unwrap();
         a.inc(ecx).unwrap();
-        a.cmp(ecx, 2000).unwrap();
+        a.cmp(ecx, 300).unwrap();
         a.jne(top).unwrap();
         a.hlt().unwrap();
     });
@@ -88,7 +88,7 @@ fn code_written_by_another_vcpu_is_seen_after_a_serialising_instruction() {
         a.mov(dword_ptr(rdi + 64), ebp).unwrap();
         a.set_label(&mut good).unwrap();
         a.inc(ebp).unwrap();
-        a.cmp(ebp, 2000).unwrap();
+        a.cmp(ebp, 300).unwrap();
         a.jne(wait).unwrap();
         a.hlt().unwrap();
     });
@@ -100,6 +100,6 @@ fn code_written_by_another_vcpu_is_seen_after_a_serialising_instruction() {
     write(CODE + 0x1000, &reader);
     write(FUNCTION, &[0xb8, 0, 0, 0, 0, 0xc3]);
     let machine = run_both(pair);
-    assert_eq!(machine.word(ANSWER) as u32, 1999);
+    assert_eq!(machine.word(ANSWER) as u32, 299);
     assert_eq!(machine.word(DATA + 128), 0, "stale code was run");
 }
