@@ -10,7 +10,7 @@ pub struct Program {
     pub name: &'static str,
     /// The packages that have what it runs.
     pub packages: &'static [&'static str],
-    /// The files that it needs of them, as patterns for [`matches`]; at least one file must match
+    /// The files that it needs of them, as patterns for [`matches()`]; at least one file must match
     /// each. (Suites differ in where they have some.)
     pub keep: &'static [&'static str],
     /// What is in `bench`.
