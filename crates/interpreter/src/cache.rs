@@ -45,7 +45,7 @@ impl Key {
 /// A page of RAM as it was when code was decoded from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
-    /// Index of the page, or [`NONE`].
+    /// Index of the page, or `u32::MAX`.
     pub page: u32,
     /// Its generation.
     pub generation: u32,
