@@ -28,7 +28,7 @@ enum Target {
 /// The page from which instructions are fetched.
 #[derive(Clone, Copy, Debug)]
 pub enum CodePage {
-    /// A page of RAM, by its index in [`CodePages`](belljar_memory::CodePages).
+    /// A page of RAM, by its index in [`CodePages`].
     Ram(usize),
     /// Not RAM: nothing of it can be cached.
     Device(GuestPhysAddr),

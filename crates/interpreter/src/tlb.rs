@@ -15,7 +15,7 @@ use std::ptr::NonNull;
 /// Entries of each set.
 pub const SIZE: usize = 2048;
 /// The fewest that a table can be made to use: with fewer, a page could lie in the slot of its own
-/// [`invalid`] tag.
+/// `invalid` tag.
 pub const LEAST_SIZE: usize = 8;
 /// Sets of the table.
 pub const SETS: usize = 4;
