@@ -87,12 +87,13 @@ impl Block<'_> {
         at(R10, member.offset - group.start)
     }
 
-    /// The address `displacement` from the root of the instruction's memory operand.
+    /// The address `displacement` from the root of the instruction's memory operand: its base and
+    /// its scaled index. Changes RAX and R10.
     fn root(&mut self, ins: &Instruction, displacement: i32) -> Mem {
-        let index = ins.memory_index();
+        let (base, index) = (ins.memory_base(), ins.memory_index());
         Mem {
             env: false,
-            base: Some(self.address_register(ins.memory_base(), R10)),
+            base: (base != Register::None).then(|| self.address_register(base, R10)),
             index: (index != Register::None).then(|| {
                 let scale = ins.memory_index_scale().trailing_zeros() as u8;
                 (self.address_register(index, RAX), scale)
@@ -103,20 +104,22 @@ impl Block<'_> {
 
     /// Computes the linear address of the instruction's memory operand.
     pub fn address(&mut self, ins: &Instruction) -> Address {
-        let segment = match ins.memory_segment() {
-            Register::FS => Some(false),
-            Register::GS => Some(true),
-            _ => None,
-        };
         let constant = self.effective_address(ins, R10, true);
-        let Some(gs) = segment else {
+        if based_on(ins).is_none() {
             return constant.map_or(Address::Computed, Address::Constant);
-        };
+        }
         if let Some(value) = constant {
             self.asm.mov_imm(R10, value);
         }
-        self.asm.alu_mem(Alu::Add, true, R10, Env::base(gs));
+        self.add_base(ins);
         Address::Computed
+    }
+
+    /// Adds the base of the operand's segment, if it has one, to R10. Changes the flags.
+    pub fn add_base(&mut self, ins: &Instruction) {
+        if let Some(gs) = based_on(ins) {
+            self.asm.alu_mem(Alu::Add, true, R10, Env::base(gs));
+        }
     }
 
     /// Computes the effective address into `to`, unless it is a constant, which is given; its low 32
@@ -142,15 +145,7 @@ impl Block<'_> {
             });
         }
         let wide = wide && (base.size() == 8 || base == Register::None && index.size() == 8);
-        let address = Mem {
-            env: false,
-            base: (base != Register::None).then(|| self.address_register(base, R10)),
-            index: (index != Register::None).then(|| {
-                let scale = ins.memory_index_scale().trailing_zeros() as u8;
-                (self.address_register(index, RAX), scale)
-            }),
-            disp: ins.memory_displacement64() as i32,
-        };
+        let address = self.root(ins, ins.memory_displacement64() as i32);
         match (address.base, address.index) {
             (Some(base), None) if wide && address.disp == 0 => {
                 if base != to {
@@ -164,7 +159,11 @@ impl Block<'_> {
 
     /// A register that holds the guest's `register`: `scratch` if it has none of its own.
     fn address_register(&mut self, register: Register, scratch: asm::Reg) -> asm::Reg {
-        let number = registers::number(register);
+        self.held_in(registers::number(register), scratch)
+    }
+
+    /// The same of the guest's register of that number.
+    pub fn held_in(&mut self, number: u8, scratch: asm::Reg) -> asm::Reg {
         match registers::place(number) {
             Place::Host(host) => host,
             Place::Memory => {
@@ -222,6 +221,15 @@ impl Block<'_> {
             write,
             tag,
         });
+    }
+}
+
+/// Whether FS (`false`) or GS (`true`) counts for the instruction's memory operand.
+fn based_on(ins: &Instruction) -> Option<bool> {
+    match ins.memory_segment() {
+        Register::FS => Some(false),
+        Register::GS => Some(true),
+        _ => None,
     }
 }
 

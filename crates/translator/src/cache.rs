@@ -41,6 +41,18 @@ struct Key {
     page: u32,
 }
 
+impl Key {
+    /// The key of the block at address `rip`, which lies in page `page` of RAM.
+    fn new(rip: u64, mode: Mode, page: u32) -> Self {
+        let rip = if mode.is_relative() {
+            rip % PAGE_SIZE
+        } else {
+            rip
+        };
+        Self { rip, mode, page }
+    }
+}
+
 type Map<K, V> = HashMap<K, V, BuildHasherDefault<Mixer>>;
 type Set<K> = HashSet<K, BuildHasherDefault<Mixer>>;
 
@@ -327,11 +339,7 @@ impl Cache {
         };
         let number = number as u32;
         let relative = mode.is_relative();
-        let key = Key {
-            rip: if relative { rip % PAGE_SIZE } else { rip },
-            mode,
-            page: number,
-        };
+        let key = Key::new(rip, mode, number);
         let global = global && !relative;
         if relative {
             self.bind(env, number, rip - rip % PAGE_SIZE);
@@ -389,14 +397,7 @@ impl Cache {
         core.mmu.read_code(page, offset, &mut bytes[..length]);
         let most = self.tuning.most_instructions;
         let blocks = &self.blocks;
-        let begins = |at: u64| {
-            let rip = if key.mode.is_relative() {
-                at % PAGE_SIZE
-            } else {
-                at
-            };
-            blocks.contains_key(&Key { rip, ..*key })
-        };
+        let begins = |at: u64| blocks.contains_key(&Key::new(at, key.mode, key.page));
         let guests = &mut self.guests;
         let source = Code64 {
             rip,
@@ -554,15 +555,7 @@ impl Cache {
         let Ok(CodePage::Ram(page)) = core.mmu.code_page(&core.cpu, rip) else {
             return;
         };
-        let key = Key {
-            rip: if mode.is_relative() {
-                rip % PAGE_SIZE
-            } else {
-                rip
-            },
-            mode,
-            page: page as u32,
-        };
+        let key = Key::new(rip, mode, page as u32);
         let count = self.straddles.entry(key).or_insert(0);
         *count += 1;
         if *count != FEW {

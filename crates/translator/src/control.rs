@@ -8,7 +8,7 @@ use crate::env::Env;
 use crate::exit::Exit;
 use crate::flags;
 use crate::registers::{self, GUEST_RSP, Place, RSP_NUMBER};
-use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
 /// How a value is pushed.
 #[derive(Clone, Copy, Debug)]
@@ -181,14 +181,7 @@ impl Block<'_> {
             self.asm.load(R10, at(R10, 0));
             R10
         } else {
-            let number = registers::number(ins.op0_register());
-            match registers::place(number) {
-                Place::Host(host) => host,
-                Place::Memory => {
-                    self.asm.load(R10, Env::gpr(number));
-                    R10
-                }
-            }
+            self.held_in(registers::number(ins.op0_register()), R10)
         };
         self.asm.store(Env::temp(1), host);
     }
@@ -211,14 +204,19 @@ impl Block<'_> {
 
     /// The host's place of the word `offset` from the top of the stack, by way of R10.
     pub fn stack_top(&mut self, offset: i32, write: bool) -> Mem {
+        self.stack_word(GUEST_RSP, offset, write)
+    }
+
+    /// The same, `offset` from a register of the host.
+    fn stack_word(&mut self, base: asm::Reg, offset: i32, write: bool) -> Mem {
         if let Some(member) = self.guest().member {
             return self.shared(member, |block, start| {
-                block.asm.lea(true, R10, at(GUEST_RSP, start));
+                block.asm.lea(true, R10, at(base, start));
             });
         }
         let live = self.guest().live;
         self.spare_flags(live);
-        self.asm.lea(true, R10, at(GUEST_RSP, offset));
+        self.asm.lea(true, R10, at(base, offset));
         self.check(Address::Computed, 8, write);
         at(R10, 0)
     }
@@ -228,13 +226,7 @@ impl Block<'_> {
         let place = self.stack_top(-8, true);
         match value {
             Value::Register(number) => {
-                let host = match registers::place(number) {
-                    Place::Host(host) => host,
-                    Place::Memory => {
-                        self.asm.load(RAX, Env::gpr(number));
-                        RAX
-                    }
-                };
+                let host = self.held_in(number, RAX);
                 self.asm.store(place, host);
             }
             Value::Code(address) if self.mode.is_relative() => {
@@ -282,17 +274,7 @@ impl Block<'_> {
     }
 
     fn leave_frame(&mut self) {
-        let place = if let Some(member) = self.guest().member {
-            self.shared(member, |block, start| {
-                block.asm.lea(true, R10, at(asm::RBP, start));
-            })
-        } else {
-            let live = self.guest().live;
-            self.spare_flags(live);
-            self.asm.mov(R10, asm::RBP);
-            self.check(Address::Computed, 8, false);
-            at(R10, 0)
-        };
+        let place = self.stack_word(asm::RBP, 0, false);
         self.asm.lea(true, GUEST_RSP, at(asm::RBP, 8));
         self.asm.load(asm::RBP, place);
     }
@@ -325,9 +307,7 @@ impl Block<'_> {
                 ..at(R10, 0)
             },
         );
-        if let Some(gs) = segment(&ins) {
-            self.asm.alu_mem(asm::Alu::Add, true, R10, Env::base(gs));
-        }
+        self.add_base(&ins);
         self.check(Address::Computed, size, ins.mnemonic() != Mnemonic::Bt);
         self.bit_index(index);
         self.asm
@@ -353,13 +333,5 @@ impl Block<'_> {
             Place::Host(host) => self.asm.mov(RAX, host),
             Place::Memory => self.asm.load(RAX, Env::gpr(number)),
         }
-    }
-}
-
-fn segment(ins: &Instruction) -> Option<bool> {
-    match ins.memory_segment() {
-        Register::FS => Some(false),
-        Register::GS => Some(true),
-        _ => None,
     }
 }

@@ -13,6 +13,7 @@ pub const JUMPS: usize = 1 << 14;
 pub const JUMP_CACHES: usize = 3;
 /// Cells for jumps to other pages.
 pub const CELLS: usize = 1 << 16;
+
 /// The slot of an address in the jump caches. Generated code computes it likewise.
 pub const fn jump_slot(rip: u64) -> usize {
     (rip ^ (rip >> 12)) as u32 as usize % JUMPS
