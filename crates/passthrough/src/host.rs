@@ -2,12 +2,27 @@
 
 use iced_x86::{CpuidFeature, Instruction};
 use std::arch::is_x86_feature_detected as detected;
+use std::sync::LazyLock;
 
 /// Whether the host is one of AMD's processors, or a Hygon, which is one too.
 pub(crate) fn is_amd() -> bool {
     let leaf = std::arch::x86_64::__cpuid(0);
     let vendor = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
     matches!(vendor.as_flattened(), b"AuthenticAMD" | b"HygonGenuine")
+}
+
+/// Whether the host wraps the address of each element of a VEX-encoded masked move at the address
+/// size, and not that of the whole operand alone. The manuals do not say. AMD's family 19h, model 1
+/// does, family 1Ah does not; the families up to 19h are taken to be alike.
+pub(crate) fn wraps_elements() -> bool {
+    // CPUID takes long where the host is itself a virtual machine.
+    static WRAPS: LazyLock<bool> = LazyLock::new(|| {
+        let signature = std::arch::x86_64::__cpuid(1).eax;
+        // CPUID's family is the base and the extended family together. APM 3, appendix E.3.2.
+        let family = (signature >> 8 & 15) + (signature >> 20 & 0xff);
+        is_amd() && family <= 0x19
+    });
+    *WRAPS
 }
 
 /// Whether the host has AVX.

@@ -105,6 +105,11 @@ const PACKED: &[Mnemonic] = &[
 ];
 
 impl Masking {
+    /// Whether the signs of a vector's elements are the mask: that of VEX-encoded masked moves.
+    pub(crate) const fn is_of_signs(self) -> bool {
+        matches!(self.mask, Mask::Sign { .. })
+    }
+
     /// How `instruction` masks its memory operand, if it does.
     pub(crate) fn of(instruction: &Instruction) -> Option<Self> {
         let mnemonic = instruction.mnemonic();

@@ -2,6 +2,7 @@
 
 use crate::Memory;
 use crate::elements::Elements;
+use crate::host;
 use crate::masked::Masking;
 use belljar_x86::bits::{cr0, cr4, rflags, xstate};
 use belljar_x86::paging::is_canonical;
@@ -86,6 +87,19 @@ impl Stub {
     #[inline]
     pub const fn memory(&self) -> Memory {
         self.memory
+    }
+
+    /// Whether each element of the memory operand has an address of its own, which wraps at the
+    /// address size: those of gathers and scatters, and of masked moves on some hosts.
+    #[inline]
+    pub fn wraps_elements(&self) -> bool {
+        match self.memory {
+            Memory::Elements { .. } => true,
+            Memory::Masked { .. } => {
+                self.masking.is_some_and(Masking::is_of_signs) && host::wraps_elements()
+            }
+            Memory::None | Memory::Whole { .. } => false,
+        }
     }
 
     /// Which part of the processor the instruction belongs to.

@@ -125,10 +125,11 @@ fn with_memory(
         mmu: &mut core.mmu,
         seg: op.segment(),
         offset,
-        // The address size wraps addresses of operands, not the bytes within one.
-        mask: match memory {
-            Memory::Elements { .. } => op.address_mask(),
-            _ => u64::MAX,
+        // The address size wraps addresses of operands (or elements), not the bytes within one.
+        mask: if stub.wraps_elements() {
+            op.address_mask()
+        } else {
+            u64::MAX
         },
         amd: core.vendor == Vendor::Amd,
     };
