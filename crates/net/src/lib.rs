@@ -8,6 +8,7 @@
 //! - [`user`] is TCP/IP without privileges: it ends the guest's connections itself and carries their
 //!   bytes over sockets of the host. It has a DHCP server, forwards DNS queries and ports, and says
 //!   in [`policy`] what a guest may reach.
+//! - [`tap`] is a tap device of the host, [`switch`] a switch between machines of one user.
 //! - [`config`] is what the command line and the configuration file say of a card.
 //! - [`rate`] limits what goes through a card.
 //! - [`wire`] has the formats of packets; everything that a guest sends is parsed there.
@@ -22,7 +23,10 @@ pub mod config;
 pub mod policy;
 pub mod rate;
 mod ring;
+mod segment;
 mod slab;
+pub mod switch;
+pub mod tap;
 pub mod user;
 pub mod vnet;
 pub mod wire;

@@ -4,7 +4,7 @@ use crate::guest::{MAC, World};
 use belljar_net::user::GATEWAY_MAC;
 use belljar_net::wire::tcp::{self, flags};
 use belljar_net::wire::{Head, checksum, ethernet, ip, protocol};
-use belljar_net::{Backend, PartialChecksum, VnetHeader};
+use belljar_net::{PartialChecksum, VnetHeader};
 use proptest::prelude::*;
 use rustix::fd::OwnedFd;
 use rustix::net::{AddressFamily, SocketType, bind, getsockname, listen, socket};

@@ -431,7 +431,6 @@ fn a_forwarded_port_at_which_no_guest_listens_is_reset() {
 
 #[test]
 fn a_driver_that_is_reset_ends_its_connections() {
-    use belljar_net::Backend;
     let (port, server) = serve(|mut stream| stream.read(&mut [0; 16]).unwrap_err().kind());
     let mut world = World::open();
     let handle = world.connect((GATEWAY, port), 4096);
