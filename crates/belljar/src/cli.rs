@@ -1,5 +1,6 @@
 //! The command line: flags fill a [`MachineConfig`], over what a configuration file says.
 
+use crate::commands::{AttachOptions, ListOptions, LogsOptions, Names, StatsOptions, StopOptions};
 use belljar_machine::{ConfigError, ConsoleChoice, EngineChoice, MachineConfig, Size};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -22,7 +23,55 @@ pub enum Command {
     /// keys; all others, Ctrl-C too, are the guest's.
     #[command(after_help = RUN_AFTER_HELP)]
     Run(RunOptions),
+    /// Start a virtual machine that goes on without a terminal, and print its name
+    ///
+    /// The flags are those of run. The command comes back when the machine runs; if it does not
+    /// come to that, with the message and the exit status that run would have. What the guest
+    /// prints is kept for belljar logs and belljar console.
+    #[command(after_help = START_AFTER_HELP)]
+    Start(RunOptions),
+    /// Run the machine whose configuration is on standard input (for belljar start)
+    #[command(name = crate::detached::COMMAND, hide = true)]
+    DetachedMachine,
+    /// List machines
+    #[command(after_help = PS_AFTER_HELP)]
+    Ps(ListOptions),
+    /// Shut machines down: press their power button, and end those that do not react
+    #[command(after_help = STOP_AFTER_HELP)]
+    Stop(StopOptions),
+    /// Let machines stand still, their time too
+    Pause(Names),
+    /// Let paused machines go on
+    Resume(Names),
+    /// Attach the terminal to the serial console of a machine; Ctrl-A d detaches
+    ///
+    /// First comes what the guest printed lately (up to 64 KiB). Any number of terminals can be
+    /// attached; the first one has the keyboard. The machine goes on when they detach.
+    Console(AttachOptions),
+    /// Show what a machine has printed on its serial console, up to 2 MiB
+    Logs(LogsOptions),
+    /// Show where a machine's time goes, by vCPU
+    Stats(StatsOptions),
 }
+
+const START_AFTER_HELP: &str = "\
+Exit status:
+  0  the machine runs; its name is on standard output
+  1  Belljar failed, or the name is taken
+  2  wrong usage
+
+Environment:
+  BELLJAR_RUNTIME_DIR  where machines are found [default: belljar in XDG_RUNTIME_DIR or
+                       /run/user/UID, else /tmp/belljar-UID]";
+
+const PS_AFTER_HELP: &str = "\
+States: running, paused, starting, unresponsive (its process does not answer), and with --all ended,
+with the exit status that belljar run gives. The logs of the 16 machines that were started detached
+and ended last are kept, until their name is used again.";
+
+const STOP_AFTER_HELP: &str = "\
+The command comes back when the machines' processes have ended. Exit status 0 if all have, whether
+or not their guests have shut down by themselves.";
 
 const RUN_AFTER_HELP: &str = "\
 Exit status:
@@ -66,7 +115,8 @@ pub struct RunOptions {
     #[arg(long, value_name = "N")]
     cpus: Option<u32>,
     /// Where the serial console goes: stdio, pty (its path is told on standard error), file=PATH
-    /// (output only), unix=PATH (a socket that one client at a time connects to) [default: stdio]
+    /// (output only), unix=PATH (a socket that one client at a time connects to), none [default:
+    /// stdio, or none for a machine that is started detached]
     #[arg(long, value_name = "WHERE")]
     console: Option<ConsoleChoice>,
     /// Let a guest end the machine by writing VALUE to port 0xf4, with exit status (VALUE << 1) | 1
@@ -78,7 +128,8 @@ pub struct RunOptions {
     /// Configuration file in TOML whose keys are the names of these flags; flags go before it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Name of the machine in its log [default: belljar]
+    /// Name of the machine, for belljar ps and the other commands [default: two words that no other
+    /// machine has]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
 }
@@ -103,9 +154,22 @@ impl RunOptions {
         config.console = self.console.unwrap_or(config.console);
         config.debug_exit |= self.debug_exit;
         config.no_reboot |= self.no_reboot;
-        config.name = self.name.unwrap_or(config.name);
+        config.name = self.name.or(config.name);
         config.validate()?;
         Ok(config)
+    }
+}
+
+impl RunOptions {
+    /// The same for a machine without a terminal.
+    ///
+    /// # Errors
+    /// As for [`into_config`](Self::into_config); and the terminal as console.
+    pub fn into_detached_config(self) -> Result<MachineConfig, ConfigError> {
+        if self.console == Some(ConsoleChoice::Stdio) {
+            return Err(ConfigError::DetachedConsole);
+        }
+        self.into_config()
     }
 }
 
@@ -117,8 +181,10 @@ mod tests {
 
     fn config(arguments: &[&str]) -> Result<MachineConfig, ConfigError> {
         let line = ["belljar", "run"].iter().chain(arguments);
-        let Command::Run(options) = Cli::try_parse_from(line).unwrap().command;
-        options.into_config()
+        match Cli::try_parse_from(line).unwrap().command {
+            Command::Run(options) => options.into_config(),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub enum Key {
     Both(u8),
     /// Ctrl-A x: end the machine.
     Quit,
+    /// Ctrl-A d: leave the console, while the machine goes on.
+    Detach,
     /// Ctrl-A h: show the keys.
     Help,
 }
@@ -39,6 +41,7 @@ impl Escape {
         }
         match byte {
             b'x' | b'X' => Key::Quit,
+            b'd' | b'D' => Key::Detach,
             b'h' | b'H' | b'?' => Key::Help,
             b'a' | b'A' | PREFIX => Key::Byte(PREFIX),
             other => Key::Both(other),
@@ -58,8 +61,16 @@ mod tests {
     #[test]
     fn commands_follow_the_prefix_only() {
         assert_eq!(
-            feed_all(b"x\x01x\x01h"),
-            [Key::Byte(b'x'), Key::Wait, Key::Quit, Key::Wait, Key::Help]
+            feed_all(b"x\x01x\x01h\x01d"),
+            [
+                Key::Byte(b'x'),
+                Key::Wait,
+                Key::Quit,
+                Key::Wait,
+                Key::Help,
+                Key::Wait,
+                Key::Detach
+            ]
         );
     }
 

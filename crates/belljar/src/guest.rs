@@ -5,8 +5,8 @@ use anyhow::{Context, Result};
 use belljar_machine::MachineConfig;
 
 /// Fills in the kernel, its initial RAM filesystem and its command line, in the suite's place; a
-/// command line that was given stays.
-pub fn provide(config: &mut MachineConfig) -> Result<()> {
+/// command line that was given stays. Tells what the guest is.
+pub fn provide(config: &mut MachineConfig) -> Result<String> {
     let suite = config.suite.take();
     let guest = belljar_image::default_guest(suite.as_deref())
         .context("cannot make a guest; to run your own, give --kernel and --initrd")?;
@@ -14,5 +14,5 @@ pub fn provide(config: &mut MachineConfig) -> Result<()> {
     config.kernel = Some(guest.kernel);
     config.initrd = Some(guest.initrd);
     config.cmdline.get_or_insert(guest.cmdline);
-    Ok(())
+    Ok(format!("Debian {}", guest.suite))
 }

@@ -1,7 +1,9 @@
-//! Statistics of a running machine, as a table on standard error.
+//! Statistics of a running machine, as a table: on standard error when a signal asks, or for
+//! `belljar stats`.
 
 use crate::terminal;
-use belljar_machine::{Activity, MachineHandle, Statistics, VcpuStatistics};
+use belljar_api::{Statistics, VcpuStatistics};
+use belljar_machine::{Activity, MachineHandle};
 use std::fmt::Write;
 use std::io;
 use std::sync::mpsc;
@@ -26,9 +28,9 @@ pub fn printer(
         .name("statistics".to_owned())
         .spawn(move || {
             for () in asked {
-                let statistics = machine.statistics(LIMIT);
+                let statistics = collect(&machine, engine);
                 let width = terminal::width().unwrap_or(usize::MAX);
-                terminal::passage(&render(engine, &statistics, width));
+                terminal::passage(&format!("belljar: {}", render(&statistics, width)));
             }
         })?;
     Ok(move || {
@@ -37,11 +39,42 @@ pub fn printer(
     })
 }
 
+/// Asks the vCPUs of `machine`, which `engine` runs.
+pub fn collect(machine: &MachineHandle, engine: &str) -> Statistics {
+    let statistics = machine.statistics(LIMIT);
+    let vcpus = statistics.vcpus.into_iter().map(|vcpu| VcpuStatistics {
+        current: vcpu.current,
+        state: activity(vcpu.activity).to_owned(),
+        cpu_us: micros(vcpu.cpu_time),
+        order: vcpu.counters.iter().map(|(n, _)| (*n).to_owned()).collect(),
+        counters: vcpu
+            .counters
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), *value))
+            .collect(),
+    });
+    Statistics {
+        engine: engine.to_owned(),
+        uptime_ms: millis(statistics.uptime),
+        vcpus: vcpus.collect(),
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Whole milliseconds.
+pub fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// The whole text: the uptime and the table, no wider than `width` where that is possible.
-fn render(engine: &str, statistics: &Statistics, width: usize) -> String {
+pub fn render(statistics: &Statistics, width: usize) -> String {
     let mut text = format!(
-        "belljar: up {} s, engine {engine}\n",
-        seconds(statistics.uptime)
+        "up {} s, engine {}\n",
+        seconds(Duration::from_millis(statistics.uptime_ms)),
+        statistics.engine
     );
     Table::of(&statistics.vcpus).write(width, &mut text);
     if statistics.vcpus.iter().any(|vcpu| !vcpu.current) {
@@ -113,27 +146,26 @@ fn widest(cells: &[String]) -> usize {
 }
 
 /// The names of all counters, in the engine's order.
-fn counter_names(vcpus: &[VcpuStatistics]) -> Vec<&'static str> {
+fn counter_names(vcpus: &[VcpuStatistics]) -> Vec<&str> {
     let mut names = Vec::new();
-    for (name, _) in vcpus.iter().flat_map(|vcpu| &vcpu.counters) {
-        if !names.contains(name) {
-            names.push(*name);
+    for name in vcpus.iter().flat_map(|vcpu| &vcpu.order) {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
         }
     }
     names
 }
 
 fn counter(vcpu: &VcpuStatistics, name: &str) -> Option<u64> {
-    let found = vcpu.counters.iter().find(|(found, _)| *found == name);
-    found.map(|(_, value)| *value)
+    vcpu.counters.get(name).copied()
 }
 
 fn vcpu_column(id: usize, vcpu: &VcpuStatistics, counters: &[&str]) -> Vec<String> {
     let mark = if vcpu.current { "" } else { "*" };
     let mut cells = vec![
         format!("vcpu {id}{mark}"),
-        activity(vcpu.activity).to_owned(),
-        seconds(vcpu.cpu_time),
+        vcpu.state.clone(),
+        seconds(Duration::from_micros(vcpu.cpu_us)),
     ];
     cells.extend(
         counters
@@ -144,7 +176,8 @@ fn vcpu_column(id: usize, vcpu: &VcpuStatistics, counters: &[&str]) -> Vec<Strin
 }
 
 fn total_column(vcpus: &[VcpuStatistics], counters: &[&str]) -> Vec<String> {
-    let cpu_time = vcpus.iter().map(|vcpu| vcpu.cpu_time).sum();
+    let cpu_us = vcpus.iter().map(|vcpu| vcpu.cpu_us);
+    let cpu_time = Duration::from_micros(cpu_us.fold(0, u64::saturating_add));
     let mut cells = vec!["total".to_owned(), String::new(), seconds(cpu_time)];
     cells.extend(counters.iter().map(|name| {
         let values = vcpus.iter().filter_map(|vcpu| counter(vcpu, name));
@@ -184,22 +217,24 @@ fn thousands(number: u64) -> String {
 mod tests {
     use super::*;
 
+    fn vcpu(activity_of: Activity, cpu_us: u64, counted: [u64; 2]) -> VcpuStatistics {
+        let names = ["instructions", "tlb_misses"].map(str::to_owned);
+        VcpuStatistics {
+            current: true,
+            state: activity(activity_of).to_owned(),
+            cpu_us,
+            order: names.to_vec(),
+            counters: names.into_iter().zip(counted).collect(),
+        }
+    }
+
     fn two() -> Statistics {
         Statistics {
-            uptime: Duration::from_millis(1_234_567),
+            engine: "swift".to_owned(),
+            uptime_ms: 1_234_567,
             vcpus: vec![
-                VcpuStatistics {
-                    current: true,
-                    activity: Activity::Halted,
-                    cpu_time: Duration::from_millis(2_500),
-                    counters: vec![("instructions", 1_234_567_890), ("tlb_misses", 999)],
-                },
-                VcpuStatistics {
-                    current: true,
-                    activity: Activity::WaitForSipi,
-                    cpu_time: Duration::from_micros(1_001),
-                    counters: vec![("instructions", 10), ("tlb_misses", 1)],
-                },
+                vcpu(Activity::Halted, 2_500_000, [1_234_567_890, 999]),
+                vcpu(Activity::WaitForSipi, 1_001, [10, 1]),
             ],
         }
     }
@@ -207,20 +242,20 @@ mod tests {
     #[test]
     fn a_table_has_a_column_for_each_vcpu_and_the_total() {
         let text = "\
-belljar: up 1,234.567 s, engine swift
+up 1,234.567 s, engine swift
                      vcpu 0         vcpu 1          total
 state                halted  wait-for-SIPI
 cpu_seconds           2.500          0.001          2.501
 instructions  1,234,567,890             10  1,234,567,900
 tlb_misses              999              1          1,000
 ";
-        assert_eq!(render("swift", &two(), usize::MAX), text);
+        assert_eq!(render(&two(), usize::MAX), text);
     }
 
     #[test]
     fn columns_that_find_no_room_come_below() {
         for width in [0, 42, 57] {
-            let text = render("swift", &two(), width);
+            let text = render(&two(), width);
             let widest = text.lines().skip(1).map(str::len).max();
             assert!(widest <= Some(width.max(27)), "{text}");
             for cell in ["vcpu 0", "vcpu 1", "total", "1,234,567,900"] {
@@ -232,10 +267,10 @@ tlb_misses              999              1          1,000
     #[test]
     fn a_vcpu_that_did_not_answer_is_marked() {
         let mut statistics = two();
-        assert!(!render("swift", &statistics, usize::MAX).contains('*'));
+        assert!(!render(&statistics, usize::MAX).contains('*'));
         statistics.vcpus[1].current = false;
         statistics.vcpus[1].counters.clear();
-        let text = render("swift", &statistics, usize::MAX);
+        let text = render(&statistics, usize::MAX);
         assert!(text.contains("vcpu 1*"), "{text}");
         assert!(text.contains("\n* no answer within 1 s"), "{text}");
         let row = text.lines().find(|line| line.starts_with("tlb_misses"));

@@ -5,7 +5,7 @@
 //! SIGSEGV, which only a defect of Belljar itself raises; `reset` or `stty sane` helps.
 
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
-use std::io::{self, IsTerminal, Write, stderr, stdin};
+use std::io::{self, IsTerminal, Write, stderr, stdin, stdout};
 use std::sync::{Mutex, PoisonError};
 
 /// The settings to restore, while the terminal is raw.
@@ -68,6 +68,12 @@ fn is_raw() -> bool {
 /// know.
 pub fn width() -> Option<usize> {
     let size = tcgetwinsize(stderr()).ok()?;
+    Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
+}
+
+/// The same of standard output.
+pub fn output_width() -> Option<usize> {
+    let size = tcgetwinsize(stdout()).ok()?;
     Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
 }
 

@@ -11,6 +11,10 @@ use tempfile::NamedTempFile;
 fn belljar(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_belljar"))
         .args(arguments)
+        .env(
+            "BELLJAR_RUNTIME_DIR",
+            concat!(env!("CARGO_TARGET_TMPDIR"), "/machines"),
+        )
         .stdin(Stdio::null())
         .output()
         .unwrap()

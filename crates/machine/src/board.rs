@@ -168,6 +168,11 @@ impl MachineBoard {
         ConsoleInput::new(Arc::clone(&self.serial), Arc::clone(&self.line))
     }
 
+    /// Presses the power button.
+    pub fn press_power_button(&self) {
+        lock(&self.power).press_power_button();
+    }
+
     /// Puts every device as after power-on, and then as firmware hands them over. The interrupt
     /// controllers come first: they take the levels of the devices' lines as these change.
     pub fn reset(&self) {

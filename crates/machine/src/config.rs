@@ -13,6 +13,8 @@ use thiserror::Error;
 pub const MOST_CPUS: u32 = 255;
 /// The command line of a kernel for which none is given: messages go to the serial console.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
+/// The longest name, in bytes.
+const LONGEST_NAME: usize = 64;
 /// The longest command line, in bytes. Linux itself takes 2047.
 const LONGEST_CMDLINE: usize = 65535;
 
@@ -23,8 +25,8 @@ const LONGEST_CMDLINE: usize = 65535;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct MachineConfig {
-    /// The machine's name, for messages and for the names of its threads.
-    pub name: String,
+    /// The machine's name; if there is none, whoever runs the machine chooses one.
+    pub name: Option<String>,
     /// The kernel: a Linux bzImage, an ELF vmlinux, or a multiboot 1 image.
     pub kernel: Option<PathBuf>,
     /// The initial RAM filesystem.
@@ -50,7 +52,7 @@ pub struct MachineConfig {
 impl Default for MachineConfig {
     fn default() -> Self {
         Self {
-            name: "belljar".to_owned(),
+            name: None,
             kernel: None,
             initrd: None,
             cmdline: None,
@@ -90,8 +92,8 @@ impl MachineConfig {
         if !(1..=MOST_CPUS).contains(&self.cpus) {
             return Err(ConfigError::Cpus(self.cpus));
         }
-        if self.name.is_empty() || !self.name.chars().all(|c| c.is_ascii_graphic() && c != '/') {
-            return Err(ConfigError::Name(self.name.clone()));
+        if let Some(name) = self.name.as_ref().filter(|name| !is_name(name)) {
+            return Err(ConfigError::Name(name.clone()));
         }
         if self.kernel.is_none() && self.initrd.is_some() {
             return Err(ConfigError::InitrdWithoutKernel);
@@ -111,6 +113,15 @@ impl MachineConfig {
     pub fn cmdline(&self) -> &str {
         self.cmdline.as_deref().unwrap_or(DEFAULT_CMDLINE)
     }
+}
+
+/// Whether a machine can have the name: it must do as the name of a directory.
+fn is_name(name: &str) -> bool {
+    name.len() <= LONGEST_NAME
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
 }
 
 /// Why a configuration is not one of a machine.
@@ -138,7 +149,10 @@ pub enum ConfigError {
     #[error("a machine cannot have {0} vCPUs (1 to {MOST_CPUS})")]
     Cpus(u32),
     /// A name that would not do as a file name.
-    #[error("{0:?} is no name for a machine (printable ASCII without spaces and slashes)")]
+    #[error(
+        "{0:?} is no name for a machine (letters, digits, '_', '.' and '-', at most \
+         {LONGEST_NAME}, the first a letter or digit)"
+    )]
     Name(String),
     /// An initial RAM filesystem for a kernel that Belljar chooses.
     #[error("an initrd needs its kernel: give --kernel too")]
@@ -146,6 +160,9 @@ pub enum ConfigError {
     /// A suite to take a kernel from although one was given.
     #[error("--suite chooses the guest that Belljar makes itself; it cannot go with --kernel")]
     SuiteWithKernel,
+    /// The terminal as the console of a machine that has none.
+    #[error("a machine that is started detached has no terminal: attach with `belljar console`")]
+    DetachedConsole,
     /// A command line that cannot be handed to a kernel.
     #[error("the command line of {0} bytes is too long or contains a zero byte")]
     Cmdline(usize),
@@ -219,6 +236,8 @@ pub enum ConsoleChoice {
     File(PathBuf),
     /// A Unix socket that clients connect to.
     Unix(PathBuf),
+    /// Nowhere.
+    None,
 }
 
 impl FromStr for ConsoleChoice {
@@ -228,11 +247,12 @@ impl FromStr for ConsoleChoice {
         match text.split_once('=') {
             None if text == "stdio" => Ok(Self::Stdio),
             None if text == "pty" => Ok(Self::Pty),
+            None if text == "none" => Ok(Self::None),
             Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
             Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
             _ => Err(BadChoice {
                 given: text.to_owned(),
-                possible: "stdio, pty, file=PATH, unix=PATH",
+                possible: "stdio, pty, file=PATH, unix=PATH, none",
             }),
         }
     }
@@ -259,6 +279,7 @@ impl fmt::Display for ConsoleChoice {
             Self::Pty => f.write_str("pty"),
             Self::File(path) => write!(f, "file={}", path.display()),
             Self::Unix(path) => write!(f, "unix={}", path.display()),
+            Self::None => f.write_str("none"),
         }
     }
 }
@@ -323,7 +344,13 @@ mod tests {
         };
         assert!(with(|c| c.cpus = 0).is_err());
         assert!(with(|c| c.cpus = 256).is_err());
-        assert!(with(|c| c.name = "a b".to_owned()).is_err());
+        for name in ["a b", "", ".", "..", "a/b", "-a"] {
+            let config = MachineConfig {
+                name: Some(name.to_owned()),
+                ..MachineConfig::default()
+            };
+            assert!(config.validate().is_err(), "{name:?}");
+        }
         assert!(with(|c| c.initrd = Some("x".into())).is_err());
         assert!(with(|c| c.cmdline = Some("a\0b".to_owned())).is_err());
         assert!(with(|_| ()).is_ok());

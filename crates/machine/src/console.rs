@@ -3,6 +3,7 @@
 use belljar_devices::serial::{Serial, SerialBackend};
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Where a machine's serial console prints to.
 pub trait ConsoleOutput: Send + Sync + fmt::Debug {
@@ -94,6 +95,23 @@ impl ConsoleInput {
             }
             self.line.wait_for_room(rooms);
         }
+    }
+
+    /// Hands `bytes` to the guest; waits up to `limit` while it takes none. Tells how many it took;
+    /// `None` if the machine has ended.
+    pub fn send_within(&self, bytes: &[u8], limit: Duration) -> Option<usize> {
+        let LineState { rooms, closed } = *self.line.lock();
+        if closed {
+            return None;
+        }
+        let taken = self.offer(bytes);
+        if taken > 0 || bytes.is_empty() {
+            return Some(taken);
+        }
+        let same = |s: &mut LineState| s.rooms == rooms && !s.closed;
+        let state = self.line.lock();
+        drop(self.line.changed.wait_timeout_while(state, limit, same));
+        Some(0)
     }
 
     /// Hands `bytes` to the guest as far as it takes them now; tells how many it took.

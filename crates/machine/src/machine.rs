@@ -67,7 +67,7 @@ impl Machine {
             engine: engine.name(),
             input: wiring.board.console_input(),
             handle: MachineHandle(Arc::new(Inner {
-                name: config.name.clone(),
+                name: config.name.clone().unwrap_or_default(),
                 lifecycle: Arc::clone(&lifecycle),
                 clock: wiring.clock,
                 timers: wiring.timers,
@@ -218,6 +218,26 @@ impl MachineHandle {
         tracing::debug!(name = inner.name, "paused");
     }
 
+    /// Whether the vCPUs and machine time stand still, or are about to.
+    pub fn is_paused(&self) -> bool {
+        self.0.lifecycle.is_paused()
+    }
+
+    /// Whether the machine has ended.
+    pub fn is_ended(&self) -> bool {
+        self.0.lifecycle.is_ended()
+    }
+
+    /// Machine time since power-on: without pauses.
+    pub fn uptime(&self) -> Duration {
+        Duration::from_nanos(self.0.clock.now().0)
+    }
+
+    /// Presses the power button, which asks the guest to shut down. It may not listen.
+    pub fn press_power_button(&self) {
+        self.0.board.press_power_button();
+    }
+
     /// Resets the machine as its reset button would.
     pub fn reset(&self) {
         self.0.lifecycle.request_reset();
@@ -230,7 +250,7 @@ impl MachineHandle {
     pub fn statistics(&self, limit: Duration) -> Statistics {
         let vcpus = self.0.ledger.collect(limit);
         Statistics {
-            uptime: Duration::from_nanos(self.0.clock.now().0),
+            uptime: self.uptime(),
             vcpus,
         }
     }

@@ -64,6 +64,8 @@ fn pick_out(escape: &mut Escape, typed: &[u8], requests: &dyn Requests) -> Vec<u
             Key::Wait => {}
             Key::Byte(byte) => rest.push(byte),
             Key::Both(byte) => rest.extend([Escape::PREFIX, byte]),
+            // There is nothing to detach from: the machine lives and dies with this process.
+            Key::Detach => rest.extend([Escape::PREFIX, b'd']),
             Key::Quit => requests.quit(),
             Key::Help => message(KEYS),
         }

@@ -27,6 +27,10 @@ impl Guest {
         let mut child = Command::new(env!("CARGO_BIN_EXE_belljar"))
             .arg("run")
             .args(arguments)
+            .env(
+                "BELLJAR_RUNTIME_DIR",
+                concat!(env!("CARGO_TARGET_TMPDIR"), "/machines"),
+            )
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -19,6 +19,9 @@ use tempfile::NamedTempFile;
 /// Nothing here takes longer, by far.
 pub const LIMIT: Duration = Duration::from_mins(1);
 
+/// Where the machines of tests are found: not among the user's own.
+pub const RUNTIME_DIRECTORY: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/machines");
+
 /// A pseudo-terminal: the user's side and the program's.
 pub struct Terminal {
     pub user: File,
@@ -101,6 +104,7 @@ impl Run {
             .args(["run", "--memory", "16M", "--kernel"])
             .arg(kernel)
             .args(arguments)
+            .env("BELLJAR_RUNTIME_DIR", RUNTIME_DIRECTORY)
             .stdin(Stdio::null());
         set_up(&mut command);
         Self {
