@@ -7,7 +7,7 @@
 use crate::ImageError;
 use crate::progress::Progress;
 use crate::sources::Selection;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -124,9 +124,67 @@ impl<'a> Apt<'a> {
             })
     }
 
+    /// Goes through the package index, stanza by stanza.
+    pub(crate) fn each_available(&self, mut each: impl FnMut(&str)) -> Result<(), ImageError> {
+        let mut command = self.command("apt-cache");
+        let mut child = command
+            .arg("dumpavail")
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(no_apt("apt-cache"))?;
+        if let Some(output) = child.stdout.take() {
+            let mut stanza = String::new();
+            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+                if line.is_empty() {
+                    each(&stanza);
+                    stanza.clear();
+                } else {
+                    stanza.push_str(&String::from_utf8_lossy(&line));
+                    stanza.push('\n');
+                }
+            }
+            each(&stanza);
+        }
+        let status = child.wait().map_err(no_apt("apt-cache"))?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(self.failure("apt-cache dumpavail", status, &read_log(&self.log())))
+        }
+    }
+
+    /// The names of the files of packages and of all that they depend on, in apt's order.
+    pub(crate) fn files_of(&self, packages: &[String]) -> Result<Vec<String>, ImageError> {
+        // In an empty directory nothing is there yet, so apt tells all.
+        let empty = self.root.join("empty");
+        let partial = empty.join("partial");
+        fs::create_dir_all(&partial).map_err(ImageError::io("create", &partial))?;
+        let mut setting = OsString::from("Dir::Cache::archives=");
+        setting.push(&empty);
+        let mut command = self.command("apt-get");
+        command.arg("-o").arg(setting);
+        command.args(["-qq", "install", "--print-uris"]);
+        command.args(["--no-install-recommends", "--yes", "--"]);
+        let output = command
+            .args(packages)
+            .stdout(Stdio::piped())
+            .spawn()
+            .and_then(std::process::Child::wait_with_output)
+            .map_err(no_apt("apt-get"))?;
+        let messages = read_log(&self.log());
+        if !output.status.success() {
+            return Err(self.failure("apt-get install --print-uris", output.status, &messages));
+        }
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        Ok(text.lines().filter_map(parse_uri_line).collect())
+    }
+
     /// Fetches packages with all that they depend on, and checks them against the index. Returns
     /// the directory with their files.
-    pub(crate) fn download_all(&self, packages: &[&str]) -> Result<PathBuf, ImageError> {
+    pub(crate) fn download_all(
+        &self,
+        packages: &[impl AsRef<OsStr>],
+    ) -> Result<PathBuf, ImageError> {
         let mut command = self.command("apt-get");
         // The status file has no package, so nothing counts as installed.
         command.args(["-qq", "-o", "APT::Status-Fd=1", "install"]);
@@ -223,6 +281,14 @@ fn read_log(path: &Path) -> String {
         .unwrap_or_default()
 }
 
+/// The name of the file in a line `'uri' file size hash`.
+fn parse_uri_line(line: &str) -> Option<String> {
+    let (_, rest) = line.strip_prefix('\'')?.split_once("' ")?;
+    let name = rest.split(' ').next()?;
+    let is_deb = Path::new(name).extension().is_some_and(|e| e == "deb");
+    (is_deb && !name.contains('/')).then(|| name.to_owned())
+}
+
 /// The percentage of a line `dlstatus:item:percentage:text`.
 fn parse_progress(line: &str) -> Option<f64> {
     line.strip_prefix("dlstatus:")?
@@ -281,6 +347,15 @@ mod tests {
         assert_eq!(parse_progress(line), Some(14.4774));
         assert_eq!(parse_progress("pmstatus:a:1:b"), None);
         assert_eq!(parse_progress("dlstatus:3"), None);
+    }
+
+    #[test]
+    fn files_are_read_from_lines_of_uris() {
+        let line = "'http://mirror.example/a%2bb_1%3a2_all.deb' a+b_1%3a2_all.deb 12 SHA256:00";
+        assert_eq!(parse_uri_line(line).as_deref(), Some("a+b_1%3a2_all.deb"));
+        for line in ["", "'x' ../y.deb 1", "'x' y.dsc 1", "x y.deb"] {
+            assert_eq!(parse_uri_line(line), None, "{line:?}");
+        }
     }
 
     #[test]

@@ -12,15 +12,30 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// [`ImageError::NoCacheDirectory`] if the environment names none.
 pub fn user_directory(name: &str) -> Result<PathBuf, ImageError> {
+    base("XDG_CACHE_HOME", ".cache")
+        .map(|cache| cache.join("belljar").join(name))
+        .ok_or(ImageError::NoCacheDirectory)
+}
+
+/// The directory `name` of Belljar's among the user's data, which is not made anew if it goes; it
+/// need not exist. XDG Base Directory Specification 0.8.
+///
+/// # Errors
+/// [`ImageError::NoDataDirectory`] if the environment names none.
+pub fn user_data_directory(name: &str) -> Result<PathBuf, ImageError> {
+    base("XDG_DATA_HOME", ".local/share")
+        .map(|data| data.join("belljar").join(name))
+        .ok_or(ImageError::NoDataDirectory)
+}
+
+/// The directory that `variable` names, or `default` at the user's home.
+fn base(variable: &str, default: &str) -> Option<PathBuf> {
     let absolute = |variable| {
         std::env::var_os(variable)
             .map(PathBuf::from)
             .filter(|path| path.is_absolute())
     };
-    absolute("XDG_CACHE_HOME")
-        .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
-        .map(|cache| cache.join("belljar").join(name))
-        .ok_or(ImageError::NoCacheDirectory)
+    absolute(variable).or_else(|| absolute("HOME").map(|home| home.join(default)))
 }
 
 /// Waits until no other process holds the lock `path`, and tells that another one makes `what`

@@ -8,6 +8,10 @@ use std::path::Path;
 
 const AR_MAGIC: &[u8; 8] = b"!<arch>\n";
 const AR_HEADER: usize = 60;
+/// The member with the files.
+const DATA: &str = "data.tar";
+/// The member with what is about the package.
+const CONTROL: &str = "control.tar";
 /// More than any kernel or program has.
 const LARGEST: u64 = 1 << 30;
 
@@ -28,7 +32,7 @@ fn find(
     wanted: impl Fn(&str) -> bool,
 ) -> io::Result<Option<Vec<u8>>> {
     let mut found = None;
-    visit_package(package, |path, entry| {
+    visit_package(package, DATA, |path, entry| {
         if entry.header().entry_type().is_file() && wanted(path) {
             found = Some(read(path, entry)?);
             return Ok(ControlFlow::Break(()));
@@ -47,7 +51,29 @@ pub(crate) fn visit(
     deb: &Path,
     visitor: impl FnMut(&str, &mut Entry<'_>) -> io::Result<ControlFlow<()>>,
 ) -> Result<(), ImageError> {
-    visit_package(open(deb)?, visitor).map_err(|e| bad(deb, e.to_string()))
+    visit_package(open(deb)?, DATA, visitor).map_err(|e| bad(deb, e.to_string()))
+}
+
+/// The files that tell dpkg about the package `deb`, by their names.
+pub(crate) fn control_files(deb: &Path) -> Result<Vec<(String, Vec<u8>)>, ImageError> {
+    let mut files = Vec::new();
+    let result = visit_package(open(deb)?, CONTROL, |name, entry| {
+        if entry.header().entry_type().is_file() && !name.contains('/') {
+            files.push((name.to_owned(), read(name, entry)?));
+        }
+        Ok(ControlFlow::Continue(()))
+    });
+    result.map_err(|e| bad(deb, e.to_string()))?;
+    Ok(files)
+}
+
+/// The uncompressed tar of the files of the package `deb`.
+pub(crate) fn data_tar(deb: &Path) -> Result<Vec<u8>, ImageError> {
+    let mut bytes = Vec::new();
+    member(open(deb)?, DATA)
+        .and_then(|tar| tar.take(4 * LARGEST).read_to_end(&mut bytes))
+        .map_err(|e| bad(deb, e.to_string()))?;
+    Ok(bytes)
 }
 
 fn open(deb: &Path) -> Result<BufReader<File>, ImageError> {
@@ -56,7 +82,7 @@ fn open(deb: &Path) -> Result<BufReader<File>, ImageError> {
         .map_err(ImageError::io("open", deb))
 }
 
-fn bad(deb: &Path, problem: String) -> ImageError {
+pub(crate) fn bad(deb: &Path, problem: String) -> ImageError {
     let file = deb.file_name().unwrap_or_default();
     ImageError::BadPackage {
         file: file.to_string_lossy().into_owned(),
@@ -66,9 +92,10 @@ fn bad(deb: &Path, problem: String) -> ImageError {
 
 fn visit_package(
     package: impl Read + Seek + 'static,
+    part: &str,
     mut visitor: impl FnMut(&str, &mut Entry<'_>) -> io::Result<ControlFlow<()>>,
 ) -> io::Result<()> {
-    let mut tar = tar::Archive::new(data(package)?);
+    let mut tar = tar::Archive::new(member(package, part)?);
     for entry in tar.entries()? {
         let mut entry = entry?;
         let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
@@ -85,7 +112,7 @@ pub(crate) fn relative(path: &str) -> &str {
 }
 
 /// The bytes of the regular file `path`.
-pub(crate) fn read(path: &str, entry: &mut Entry<'_>) -> io::Result<Vec<u8>> {
+pub(crate) fn read(path: &str, entry: &mut tar::Entry<'_, impl Read>) -> io::Result<Vec<u8>> {
     let len = entry.size();
     if len > LARGEST {
         return Err(io::Error::other(format!("{path} has {len} bytes")));
@@ -95,8 +122,8 @@ pub(crate) fn read(path: &str, entry: &mut Entry<'_>) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The uncompressed `data.tar` of a package.
-fn data(mut package: impl Read + Seek + 'static) -> io::Result<Box<dyn Read>> {
+/// The uncompressed tar `part` of a package.
+fn member(mut package: impl Read + Seek + 'static, part: &str) -> io::Result<Box<dyn Read>> {
     let damaged = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what);
     let mut magic = [0; AR_MAGIC.len()];
     package.read_exact(&mut magic)?;
@@ -113,7 +140,7 @@ fn data(mut package: impl Read + Seek + 'static) -> io::Result<Box<dyn Read>> {
         let Ok(len) = len.parse::<u64>() else {
             return Err(damaged("a member's length is no number"));
         };
-        if let Some(compression) = name.trim_end_matches('/').strip_prefix("data.tar") {
+        if let Some(compression) = name.trim_end_matches('/').strip_prefix(part) {
             return decompress(compression, package.take(len));
         }
         // Members begin at even offsets. The length has at most ten digits, so the sum is small.

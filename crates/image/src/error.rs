@@ -88,6 +88,9 @@ pub enum ImageError {
     /// There is no directory for the cache.
     #[error("there is no place for guests: set XDG_CACHE_HOME or HOME")]
     NoCacheDirectory,
+    /// There is no directory for the user's data.
+    #[error("there is no place for machines' disks: set XDG_DATA_HOME or HOME")]
+    NoDataDirectory,
     /// A file could not be read or written.
     #[error("cannot {action} {path}")]
     Io {
@@ -98,6 +101,69 @@ pub enum ImageError {
         /// What the host said.
         #[source]
         source: std::io::Error,
+    },
+    /// A disk on which no file system can be made.
+    #[error("a disk of {len} bytes cannot have a file system (64 MiB to 15 TiB)")]
+    DiskTooSmall {
+        /// The bytes for the file system.
+        len: u64,
+    },
+    /// What is to be on the disk does not fit.
+    #[error("the disk is too small for {0}; give a larger --size")]
+    DiskFull(String),
+    /// A name that is none of an image that could be built.
+    #[error("{0:?} is no image that can be built; images have names such as debian:trixie")]
+    UnknownImage(String),
+    /// There is no image of that name.
+    #[error("there is no image {0:?}; `belljar image list` shows what there is")]
+    NoImage(String),
+    /// The beginning of an identifier that several images have.
+    #[error("{0:?} begins the identifiers of several images")]
+    Ambiguous(String),
+    /// A setting that cannot be carried out.
+    #[error("the {setting} of an image cannot be {value:?}")]
+    BadSetting {
+        /// Which one.
+        setting: &'static str,
+        /// What was given.
+        value: String,
+    },
+    /// The data about an image is damaged.
+    #[error("the file {path} about an image is damaged; remove its directory and build it again")]
+    BadMetadata {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The packages could not be configured.
+    #[error(
+        "the image's packages could not be configured: {problem}; the console's end:\n{console}"
+    )]
+    NotConfigured {
+        /// What failed.
+        problem: String,
+        /// What the machine printed last.
+        console: String,
+    },
+    /// The machine in which an image is configured failed.
+    #[error("the machine in which the image is configured failed")]
+    Machine {
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A machine's disk was made from another image.
+    #[error(
+        "the machine {machine} has a disk that was made from {image}; give another --name, or \
+         --fresh to begin with a new disk"
+    )]
+    OtherImage {
+        /// The machine's name.
+        machine: String,
+        /// The image.
+        image: String,
     },
     /// A name that a cpio archive cannot hold.
     #[error("{0:?} cannot be a name in a cpio archive")]

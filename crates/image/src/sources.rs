@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 /// Where apt's configuration lies.
 pub(crate) const APT_DIRECTORY: &str = "/etc/apt";
+/// Where Debian's own package of keys has them.
+const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// An entry of the host's configuration that provides binary packages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,6 +53,65 @@ pub(crate) fn select(directory: &Path, suite: Option<&str>) -> Result<Selection,
     select_from(&read(directory)?, suite).ok_or_else(|| ImageError::NoDebianSource {
         directory: directory.to_owned(),
     })
+}
+
+/// Chooses from the sources below `directory` those for a whole system of `suite`: with the updates
+/// that the host takes for its own suite, and as the system itself is to have them.
+pub(crate) fn select_for_system(
+    directory: &Path,
+    suite: &str,
+) -> Result<(Selection, SystemSources), ImageError> {
+    let sources = read(directory)?;
+    system_from(&sources, suite).ok_or_else(|| ImageError::NoDebianSource {
+        directory: directory.to_owned(),
+    })
+}
+
+/// What a system is to have in its own configuration of apt.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SystemSources {
+    /// The contents of a `.sources` file.
+    pub(crate) text: String,
+    /// Keyrings that the sources name and Debian's own package does not have.
+    pub(crate) keyrings: Vec<PathBuf>,
+}
+
+/// Suites that get no updates beside themselves.
+const UNRELEASED: [&str; 4] = ["sid", "unstable", "experimental", "rc-buggy"];
+
+fn system_from(sources: &[Source], suite: &str) -> Option<(Selection, SystemSources)> {
+    let debian = || sources.iter().filter(|s| s.is_debian());
+    let (main, host_suite) = debian().find_map(|s| Some((s, s.base_suite()?)))?;
+    let mut chosen = vec![(main, suite.to_owned())];
+    for source in debian().filter(|_| !UNRELEASED.contains(&suite)) {
+        for name in &source.suites {
+            let addition = name.strip_prefix(host_suite).unwrap_or_default();
+            if matches!(addition, "-updates" | "-security" | "/updates") {
+                chosen.push((source, format!("{suite}{addition}")));
+            }
+        }
+    }
+    let mut selection = Selection {
+        suite: suite.to_owned(),
+        text: String::new(),
+    };
+    let mut system = SystemSources::default();
+    for (source, name) in chosen {
+        selection.text.push_str(&source.stanza(&name));
+        let mut source = source.clone();
+        let keyring = source.signed_by.as_deref().map(str::trim);
+        if let Some(path) = keyring.filter(|k| k.starts_with('/')) {
+            if path.contains("debian-archive") {
+                source.signed_by = Some(DEBIAN_KEYRING.to_owned());
+            } else {
+                system.keyrings.push(PathBuf::from(path));
+            }
+        }
+        system.text.push_str(&source.system_stanza(&name));
+    }
+    system.keyrings.sort();
+    system.keyrings.dedup();
+    Some((selection, system))
 }
 
 fn select_from(sources: &[Source], suite: Option<&str>) -> Option<Selection> {
@@ -98,10 +159,18 @@ impl Source {
 
     /// The entry for one suite, as small as it can be.
     fn stanza(&self, suite: &str) -> String {
+        self.stanza_with(suite, "Architectures: amd64\nTargets: Packages\n")
+    }
+
+    /// The entry for one suite, for a system of its own.
+    fn system_stanza(&self, suite: &str) -> String {
+        self.stanza_with(suite, "")
+    }
+
+    fn stanza_with(&self, suite: &str, fields: &str) -> String {
         use std::fmt::Write;
         let mut text = format!(
-            "Types: deb\nURIs: {}\nSuites: {suite}\nComponents: main\nArchitectures: amd64\n\
-             Targets: Packages\n",
+            "Types: deb\nURIs: {}\nSuites: {suite}\nComponents: main\n{fields}",
             self.uris.join(" ")
         );
         for (name, value) in [
