@@ -13,7 +13,9 @@
 mod address;
 mod code;
 mod ram;
+mod segments;
 
 pub use address::{GuestPhysAddr, GuestVirtAddr, PAGE_SHIFT, PAGE_SIZE};
 pub use code::CodePages;
 pub use ram::{GuestMemory, MemoryError, RamRegion};
+pub use segments::Segments;

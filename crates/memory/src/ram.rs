@@ -211,7 +211,11 @@ impl GuestMemory {
     }
 
     /// Host address of a range that is RAM from end to end and contiguous.
-    fn range(&self, gpa: GuestPhysAddr, len: u64) -> Result<(NonNull<u8>, u64), MemoryError> {
+    pub(crate) fn range(
+        &self,
+        gpa: GuestPhysAddr,
+        len: u64,
+    ) -> Result<(NonNull<u8>, u64), MemoryError> {
         let fail = || MemoryError::NotRam { start: gpa.0, len };
         let end = gpa.checked_add(len).ok_or_else(fail)?;
         let r = self

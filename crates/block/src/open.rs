@@ -1,0 +1,58 @@
+//! From what a user says to a disk.
+
+use crate::lock::open_locked;
+use crate::{BlockError, Disk, DiskConfig, Format, Limits, RawFile, Storage};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// How a qcow2 image begins.
+const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
+
+/// Opens a disk.
+///
+/// # Errors
+/// A file that the host does not open, that somebody else uses, or that makes no sense.
+pub fn open(config: &DiskConfig) -> Result<Disk, BlockError> {
+    let storage = open_storage(config)?;
+    if storage.size() == 0 {
+        return Err(BlockError::Empty(config.file.clone()));
+    }
+    let limits = Limits {
+        bps: config.bps,
+        iops: config.iops,
+    };
+    Disk::new(config.file.display().to_string(), storage, limits).map_err(BlockError::Thread)
+}
+
+fn open_storage(config: &DiskConfig) -> Result<Box<dyn Storage>, BlockError> {
+    if config.format() == Format::Qcow2 || config.overlay.is_some() {
+        return Err(BlockError::Image {
+            file: config.file.clone(),
+            reason: "this version knows raw disks without overlays only".to_owned(),
+        });
+    }
+    let file = open_locked(&config.file, !config.read_only)?;
+    raw(config, file)
+}
+
+fn raw(config: &DiskConfig, file: File) -> Result<Box<dyn Storage>, BlockError> {
+    if config.format.is_none() {
+        refuse_ambiguous(&config.file, &file)?;
+    }
+    let raw = RawFile::new(file, config.read_only).map_err(|source| BlockError::Open {
+        file: config.file.clone(),
+        source,
+    })?;
+    Ok(Box::new(raw))
+}
+
+/// The format is never taken from the content, which a guest may have written: an image that says
+/// it is qcow2 can name any file of the host. But a user who forgot to say so should hear it.
+fn refuse_ambiguous(path: &Path, file: &File) -> Result<(), BlockError> {
+    let mut magic = [0; 4];
+    match file.read_exact_at(&mut magic, 0) {
+        Ok(()) if magic == QCOW2_MAGIC => Err(BlockError::Ambiguous(path.to_owned())),
+        _ => Ok(()),
+    }
+}
