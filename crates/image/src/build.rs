@@ -75,7 +75,8 @@ impl Images {
             &format!("an image of {suite}"),
         )?;
         let progress = Progress::new();
-        let (selection, system) = sources::select_for_system(&self.apt_directory, suite)?;
+        let (selection, system) =
+            sources::select_for_system(&self.apt_directory, suite, recipe.updates)?;
         let apt = Apt::new(apt_state, &selection, &progress)?;
         progress.step(&format!("reading the package index of Debian {suite}"));
         apt.update()?;

@@ -224,6 +224,77 @@ mod tests {
         );
     }
 
+    /// What the reader makes of user-data; `None`, said aloud, where this host lacks Perl.
+    fn explained(user_data: &str) -> Option<String> {
+        let directory = tempfile::tempdir().unwrap();
+        let (reader, seed) = (directory.path().join("r"), directory.path().join("s"));
+        std::fs::write(&reader, READER).unwrap();
+        std::fs::write(&seed, user_data).unwrap();
+        let output = std::process::Command::new("perl")
+            .arg(&reader)
+            .arg("explain")
+            .arg(&seed)
+            .output();
+        let Ok(output) = output else {
+            eprintln!("skipped: this host has no perl");
+            return None;
+        };
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && errors.is_empty(), "{errors}");
+        Some(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    #[test]
+    fn the_reader_understands_what_is_written_here() {
+        let mut settings = FirstBoot {
+            user: Some("ada".to_owned()),
+            ssh_keys: vec![KEY.to_owned(), KEY.replace("me@", "you@")],
+            script: Some("#!/bin/sh\n# a comment\n\nif true; then\n  echo: x\nfi\n".to_owned()),
+            ..FirstBoot::default()
+        };
+        settings.set_password("secret", "saltsalt").unwrap();
+        let Some(read) = explained(&settings.user_data()) else {
+            return;
+        };
+        let lines: Vec<&str> = read.lines().collect();
+        assert_eq!(
+            lines[0],
+            ".script = #!/bin/sh\\n# a comment\\n\\nif true; then\\n  echo: x\\nfi\\n"
+        );
+        for line in [
+            ".users[0].name = ada".to_owned(),
+            ".users[0].sudo = ALL=(ALL) NOPASSWD:ALL".to_owned(),
+            format!(".users[0].ssh_authorized_keys[0] = {KEY}"),
+            format!(
+                ".users[0].passwd = {}",
+                settings.password_hash.as_deref().unwrap()
+            ),
+        ] {
+            assert!(lines.contains(&line.as_str()), "{line} in {read}");
+        }
+    }
+
+    #[test]
+    fn the_reader_understands_what_people_write() {
+        let seed = "#cloud-config\n\n# Comment\nhostname: 'web'\npackages: [vim, \"git\"]\n\
+            runcmd:\n- [ls, -l]\n- echo a: b\n- - touch\n  - /x\nusers:\n- default\n\
+            - name: ada\n  groups: adm, sudo\ntimezone:\n";
+        let Some(read) = explained(seed) else { return };
+        for line in [
+            ".hostname = web",
+            ".packages[1] = git",
+            ".runcmd[0][1] = -l",
+            ".runcmd[1] = echo a: b",
+            ".runcmd[2][1] = /x",
+            ".users[0] = default",
+            ".users[1].groups = adm, sudo",
+            ".timezone = ",
+        ] {
+            assert!(read.lines().any(|l| l == line), "{line:?} in {read}");
+        }
+        assert_eq!(explained("#cloud-config\n").as_deref(), Some(" = \n"));
+    }
+
     #[test]
     fn a_seed_is_taken_as_it_is_but_not_together_with_settings() {
         let mut settings = FirstBoot {

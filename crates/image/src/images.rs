@@ -34,6 +34,8 @@ pub struct Recipe {
     pub suite: String,
     /// Bytes of the disk.
     pub size: u64,
+    /// Whether later updates are taken, too, where the host takes them for its own suite.
+    pub updates: bool,
     /// Packages beside those that every image has.
     pub packages: Vec<String>,
     /// What happens at the first boot.
@@ -353,6 +355,7 @@ pub(crate) mod tests {
             recipe: Recipe {
                 suite: "trixie".to_owned(),
                 size: 4 << 30,
+                updates: true,
                 packages: vec!["less".to_owned()],
                 first_boot: FirstBoot::default(),
             },

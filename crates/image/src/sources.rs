@@ -55,14 +55,16 @@ pub(crate) fn select(directory: &Path, suite: Option<&str>) -> Result<Selection,
     })
 }
 
-/// Chooses from the sources below `directory` those for a whole system of `suite`: with the updates
-/// that the host takes for its own suite, and as the system itself is to have them.
+/// Chooses from the sources below `directory` those for a whole system of `suite`, also as the system
+/// itself is to have them: with the `updates`, if they are wanted, that the host takes for its own
+/// suite.
 pub(crate) fn select_for_system(
     directory: &Path,
     suite: &str,
+    updates: bool,
 ) -> Result<(Selection, SystemSources), ImageError> {
     let sources = read(directory)?;
-    system_from(&sources, suite).ok_or_else(|| ImageError::NoDebianSource {
+    system_from(&sources, suite, updates).ok_or_else(|| ImageError::NoDebianSource {
         directory: directory.to_owned(),
     })
 }
@@ -79,11 +81,16 @@ pub(crate) struct SystemSources {
 /// Suites that get no updates beside themselves.
 const UNRELEASED: [&str; 4] = ["sid", "unstable", "experimental", "rc-buggy"];
 
-fn system_from(sources: &[Source], suite: &str) -> Option<(Selection, SystemSources)> {
+fn system_from(
+    sources: &[Source],
+    suite: &str,
+    updates: bool,
+) -> Option<(Selection, SystemSources)> {
     let debian = || sources.iter().filter(|s| s.is_debian());
     let (main, host_suite) = debian().find_map(|s| Some((s, s.base_suite()?)))?;
     let mut chosen = vec![(main, suite.to_owned())];
-    for source in debian().filter(|_| !UNRELEASED.contains(&suite)) {
+    let updates = updates && !UNRELEASED.contains(&suite);
+    for source in debian().filter(|_| updates) {
         for name in &source.suites {
             let addition = name.strip_prefix(host_suite).unwrap_or_default();
             if matches!(addition, "-updates" | "-security" | "/updates") {

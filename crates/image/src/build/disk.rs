@@ -143,7 +143,6 @@ impl System<'_, '_> {
             uuids.partition
         );
         self.file("etc/fstab", 0o644, &root)?;
-        self.file("etc/default/locale", 0o644, "LANG=C.UTF-8\n")?;
         self.file("etc/hostname", 0o644, &format!("{short}\n"))?;
         let names = if short == hostname {
             short.to_owned()

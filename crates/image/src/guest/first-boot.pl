@@ -67,7 +67,9 @@ sub scalar_of {
 # The part of YAML that seeds are made of: maps, lists, scalars and blocks of text, by indentation.
 sub parse {
     my @lines = split /\n/, $_[0];
-    return parse_block(\@lines);
+    my $value = parse_block(\@lines);
+    note("not understood: $lines[0]") if defined next_line(\@lines);
+    return $value;
 }
 
 sub indent_of { $_[0] =~ /^( *)/; return length $1; }
@@ -88,7 +90,7 @@ sub parse_block {
         while (defined next_line($lines) && indent_of($lines->[0]) == $indent && $lines->[0] =~ /^ *-( |$)/) {
             my $line = shift @$lines;
             my ($rest) = $line =~ /^ *- ?(.*)$/;
-            if ($rest =~ /^[A-Za-z_-]+:( |$)/) {
+            if ($rest =~ /^[A-Za-z_-]+:( |$)/ || $rest =~ /^- /) {
                 my $inner = $indent + 2;
                 unshift @$lines, (' ' x $inner) . $rest;
                 push @list, parse_block($lines);
@@ -262,7 +264,20 @@ sub script {
     exit($status ? 1 : 0);
 }
 
+# Prints what a file of user-data says to this program, a line for each value.
+sub explain {
+    my ($at, $value) = @_;
+    if (ref $value eq 'HASH') { explain("$at.$_", $value->{$_}) for sort keys %$value; }
+    elsif (ref $value eq 'ARRAY') { explain("$at\[$_]", $value->[$_]) for 0 .. $#$value; }
+    else { $value =~ s/\n/\\n/g; print "$at = $value\n"; }
+}
+
 my $what = shift || '';
 if ($what eq 'settings') { settings(); }
 elsif ($what eq 'script') { script(); }
-else { die "usage: first-boot settings|script\n"; }
+elsif ($what eq 'explain' && @ARGV == 1) {
+    my $text = slurp($ARGV[0]);
+    die "cannot read $ARGV[0]: $!\n" unless defined $text;
+    explain('', parse($text));
+}
+else { die "usage: first-boot settings|script|explain FILE\n"; }

@@ -130,21 +130,23 @@ fn files_are_read_in_apts_order() {
 
 #[test]
 fn a_system_has_the_updates_of_its_own_suite() {
-    let (selection, system) = system_from(&parse_stanzas(DEB822), "trixie").unwrap();
+    let (selection, system) = system_from(&parse_stanzas(DEB822), "trixie", true).unwrap();
     for name in ["trixie", "trixie-updates", "trixie-security"] {
         let line = format!("Suites: {name}\n");
         assert!(selection.text.contains(&line) && system.text.contains(&line));
     }
     assert!(!system.text.contains("bookworm") && !system.text.contains("Targets"));
     assert!(system.keyrings.is_empty());
-    let (_, sid) = system_from(&parse_stanzas(DEB822), "sid").unwrap();
-    assert_eq!(sid.text.matches("Suites:").count(), 1);
+    for (suite, updates) in [("sid", true), ("trixie", false)] {
+        let (_, system) = system_from(&parse_stanzas(DEB822), suite, updates).unwrap();
+        assert_eq!(system.text.matches("Suites:").count(), 1, "{suite}");
+    }
 }
 
 #[test]
 fn keyrings_of_others_go_with_the_sources() {
     let text = DEB822.replace(KEYRING, "/etc/apt/keyrings/mirror.gpg");
-    let (_, system) = system_from(&parse_stanzas(&text), "trixie").unwrap();
+    let (_, system) = system_from(&parse_stanzas(&text), "trixie", true).unwrap();
     assert_eq!(
         system.keyrings,
         [PathBuf::from("/etc/apt/keyrings/mirror.gpg")]
