@@ -20,8 +20,10 @@ mod engine;
 mod flags;
 mod handlers;
 mod host;
+mod large;
 mod op;
 mod shared;
+mod spaces;
 mod vcpu;
 
 pub mod mmu;

@@ -2,12 +2,13 @@
 
 use crate::host::Word;
 use crate::shared::{Peer, Requests};
-use crate::tlb::{Entries, Entry, Set, Tlb};
+use crate::spaces::{Known, Spaces};
+use crate::tlb::{Entries, Entry, Nature, Set, Tlb};
 use belljar_engine::{Board, VcpuId};
 use belljar_memory::{CodePages, GuestMemory, GuestPhysAddr, PAGE_SIZE};
 use belljar_x86::bits::{cr0, rflags};
 use belljar_x86::paging::{Flush, PagingMode, is_canonical, load_pdptes, translate};
-use belljar_x86::{Access, CpuState, Exception, LinearMemory, debug};
+use belljar_x86::{Access, CpuState, Exception, LinearMemory, control, debug};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -38,6 +39,7 @@ pub enum CodePage {
 #[derive(Debug)]
 pub struct Mmu {
     tlb: Tlb,
+    spaces: Spaces,
     memory: GuestMemory,
     base: *mut u8,
     board: Arc<dyn Board>,
@@ -83,6 +85,12 @@ pub struct Flushes {
 }
 
 impl Flushes {
+    /// Whether nothing was flushed.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        !self.all && !self.non_global && self.addresses.is_empty()
+    }
+
     fn add(&mut self, what: Flush) {
         match what {
             Flush::None => {}
@@ -105,6 +113,7 @@ impl Mmu {
         let base = memory.mapping().0.as_ptr();
         Self {
             tlb: Tlb::new(),
+            spaces: Spaces::new(),
             memory,
             base,
             board,
@@ -225,6 +234,18 @@ impl Mmu {
 
     /// Drops translations.
     pub fn flush(&mut self, what: Flush) {
+        self.spaces.flush(what);
+        self.flush_first_level(what);
+    }
+
+    /// Another address space was loaded, which drops `what`. The first level of the TLB holds one
+    /// address space at a time.
+    pub fn change_space(&mut self, what: Flush) {
+        self.spaces.flush(what);
+        self.flush_first_level(Flush::NonGlobal);
+    }
+
+    fn flush_first_level(&mut self, what: Flush) {
         if what == Flush::None {
             return;
         }
@@ -297,6 +318,22 @@ impl Mmu {
         })
     }
 
+    /// The page of RAM from which the instruction at `linear` is fetched, if the TLB's first level
+    /// has it in `set`.
+    #[inline]
+    pub fn known_code_page(&self, set: Set, linear: u64) -> Option<usize> {
+        let entry = self.tlb.entry_in(set, linear);
+        let page = linear & !(PAGE_SIZE - 1);
+        (entry.fetch == page).then(|| self.page_of(entry.host(page)))
+    }
+
+    /// Whether the page of `linear`, which the first level of the TLB has in `set`, is mapped
+    /// globally.
+    #[inline]
+    pub fn is_global(&self, set: Set, linear: u64) -> bool {
+        self.tlb.is_global(set, linear)
+    }
+
     /// Whether the page of code at `linear`, for which [`code_page`](Self::code_page) was just
     /// called, is mapped globally.
     pub fn code_is_global(&self, cpu: &CpuState, linear: u64) -> bool {
@@ -345,15 +382,16 @@ impl Mmu {
         if tag == linear & !(PAGE_SIZE - 1) {
             return Ok(Target::Ram(entry.host(linear)));
         }
-        self.misses += 1;
-        let user = cpu.cpl == 3 && !access.is_implicit_supervisor();
-        let found = translate(cpu, &self.memory, linear, access, user)?;
-        let Some(host) = self.memory.host(found.gpa) else {
-            return Ok(Target::Device(found.gpa));
+        let pcid = control::current_pcid(cpu);
+        let known = match self.spaces.find(set, linear, access, pcid) {
+            Some(known) => known,
+            None => match self.walk(cpu, linear, access, set)? {
+                Ok(known) => known,
+                Err(device) => return Ok(Target::Device(device)),
+            },
         };
-        let host = host.as_ptr();
-        let writable = (found.writable || access.is_write())
-            && !self.memory.code().is_code(self.page_of(host));
+        let page = known.host;
+        let writable = known.writable && !self.memory.code().is_code(self.page_of(page));
         // With the old entry it would be forgotten that its page was written to.
         if let Some(old) = self.tlb.entry_in(set, linear).written() {
             if self.is_asked() {
@@ -363,8 +401,40 @@ impl Mmu {
                 self.evicted.push(self.page_of(old));
             }
         }
-        self.tlb.fill(set, linear, host, access, writable, &found);
-        Ok(Target::Ram(host))
+        let nature = Nature {
+            global: known.global,
+            page_size: known.page_size,
+        };
+        self.tlb.fill(set, linear, page, access, writable, nature);
+        Ok(Target::Ram(
+            page.wrapping_add((linear & (PAGE_SIZE - 1)) as usize),
+        ))
+    }
+
+    /// Walks the page tables and enters what is found into the TLB's second level, unless it is no
+    /// RAM.
+    fn walk(
+        &mut self,
+        cpu: &CpuState,
+        linear: u64,
+        access: Access,
+        set: Set,
+    ) -> Result<Result<Known, GuestPhysAddr>, Exception> {
+        self.misses += 1;
+        let user = cpu.cpl == 3 && !access.is_implicit_supervisor();
+        let found = translate(cpu, &self.memory, linear, access, user)?;
+        let Some(host) = self.memory.host(found.gpa) else {
+            return Ok(Err(found.gpa));
+        };
+        let host = host.as_ptr();
+        let pcid = control::current_pcid(cpu);
+        self.spaces.enter(set, linear, host, access, pcid, &found);
+        Ok(Ok(Known {
+            host: host.wrapping_sub((linear & (PAGE_SIZE - 1)) as usize),
+            writable: found.writable || access.is_write(),
+            global: found.global,
+            page_size: found.page_size,
+        }))
     }
 
     /// Checks an access as a whole and translates its (at most two) parts: host or device, and the

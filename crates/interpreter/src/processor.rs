@@ -148,6 +148,13 @@ impl Core {
             & self.heeded
     }
 
+    /// Takes AC from `flags`, where an engine keeps flags that STAC and CLAC have changed.
+    #[inline]
+    pub fn set_access(&mut self, flags: u32) {
+        let access = u64::from(flags) & rflags::AC;
+        self.cpu.rflags = self.cpu.rflags & !rflags::AC | access;
+    }
+
     /// Raises an exception.
     #[inline(never)]
     pub fn raise(&mut self, exception: Exception) -> Fault {

@@ -7,9 +7,9 @@
 //! looks into the table by itself.
 
 use crate::host::Word;
+use crate::large::LargeRanges;
 use belljar_memory::PAGE_SIZE;
 use belljar_x86::Access;
-use belljar_x86::paging::Translation;
 use std::ptr::NonNull;
 
 /// Entries of each set.
@@ -20,10 +20,6 @@ pub const LEAST_SIZE: usize = 8;
 /// Sets of the table.
 pub const SETS: usize = 4;
 const OFFSET_MASK: u64 = PAGE_SIZE - 1;
-/// The largest of the medium page sizes.
-const LARGE: u64 = 4 << 20;
-/// The largest page size.
-const HUGE: u64 = 1 << 30;
 
 /// The tag of what is not there. It is no page's address, and lies more than a page away from every
 /// address whose slot is that of `index`, so that neither a comparison nor a difference of
@@ -139,6 +135,42 @@ impl std::ops::DerefMut for Table {
 // SAFETY: lent entries belong to one vCPU, which one thread runs at a time.
 unsafe impl Send for Table {}
 
+/// What a translation is like, beside where it leads.
+#[derive(Clone, Copy, Debug)]
+pub struct Nature {
+    /// Whether it is global.
+    pub global: bool,
+    /// Size of the page.
+    pub page_size: u64,
+}
+
+/// A bit for each entry.
+#[derive(Debug)]
+struct Bits(Box<[u64; SIZE * SETS / 64]>);
+
+impl Bits {
+    fn new() -> Self {
+        Self(Box::new([0; SIZE * SETS / 64]))
+    }
+
+    fn get(&self, index: usize) -> bool {
+        self.0[index / 64] & 1 << (index % 64) != 0
+    }
+
+    fn set(&mut self, index: usize, to: bool) {
+        let bit = 1 << (index % 64);
+        if to {
+            self.0[index / 64] |= bit;
+        } else {
+            self.0[index / 64] &= !bit;
+        }
+    }
+
+    fn clear(&mut self) {
+        self.0.fill(0);
+    }
+}
+
 /// The software TLB of one vCPU.
 #[derive(Debug)]
 pub struct Tlb {
@@ -150,12 +182,13 @@ pub struct Tlb {
     /// Filled since they were last dropped, by kind: flushes touch these alone.
     global: Vec<u16>,
     non_global: Vec<u16>,
-    /// Whether the translation of each entry is global, a bit each.
-    globals: Box<[u64; SIZE * SETS / 64]>,
-    /// Ranges of 4 MiB (modulo 64) of which parts of pages of 2 or 4 MiB are cached.
-    large: u64,
-    /// Ranges of 1 GiB (modulo 64) of which parts of pages of 1 GiB are cached.
-    huge: u64,
+    /// Which entries are in these lists.
+    listed_global: Bits,
+    listed_non_global: Bits,
+    /// Which entries are of global translations.
+    globals: Bits,
+    /// Where pages lie of which parts are cached.
+    large: LargeRanges,
 }
 
 impl Tlb {
@@ -190,9 +223,10 @@ impl Tlb {
             chosen: 0,
             global: Vec::new(),
             non_global: Vec::new(),
-            globals: Box::new([0; SIZE * SETS / 64]),
-            large: 0,
-            huge: 0,
+            globals: Bits::new(),
+            listed_global: Bits::new(),
+            listed_non_global: Bits::new(),
+            large: LargeRanges::default(),
         }
     }
 
@@ -226,7 +260,7 @@ impl Tlb {
         host: *mut u8,
         access: Access,
         writable: bool,
-        found: &Translation,
+        nature: Nature,
     ) {
         let page = linear & !OFFSET_MASK;
         let host = host as usize & !(OFFSET_MASK as usize);
@@ -246,67 +280,55 @@ impl Tlb {
                 entry.write = page;
             }
         }
-        let bit = 1 << (index % 64);
-        if found.global {
-            self.global.push(index as u16);
-            self.globals[index / 64] |= bit;
+        self.globals.set(index, nature.global);
+        let (list, listed) = if nature.global {
+            (&mut self.global, &mut self.listed_global)
         } else {
-            self.non_global.push(index as u16);
-            self.globals[index / 64] &= !bit;
+            (&mut self.non_global, &mut self.listed_non_global)
+        };
+        if !listed.get(index) {
+            listed.set(index, true);
+            list.push(index as u16);
         }
-        if found.page_size > LARGE {
-            self.huge |= Self::range_bit(linear, HUGE);
-        } else if found.page_size > PAGE_SIZE {
-            self.large |= Self::range_bit(linear, LARGE);
-        }
-        if self.global.len() + self.non_global.len() >= 16 * SIZE {
-            self.forget_duplicates();
-        }
-    }
-
-    /// The lists of filled entries grow with every fill: an entry is named as often as it was
-    /// filled.
-    fn forget_duplicates(&mut self) {
-        for list in [&mut self.global, &mut self.non_global] {
-            list.sort_unstable();
-            list.dedup();
+        if nature.page_size > PAGE_SIZE {
+            self.large.add(linear, nature.page_size);
         }
     }
 
     /// Whether the translation of `linear` that `set` holds is global.
     pub fn is_global(&self, set: Set, linear: u64) -> bool {
         let index = set as usize * SIZE + self.slot(linear);
-        self.globals[index / 64] & 1 << (index % 64) != 0
+        self.globals.get(index)
     }
 
     /// Whether `linear` may lie in a large page of which parts are cached.
-    pub const fn may_be_large(&self, linear: u64) -> bool {
-        self.large & Self::range_bit(linear, LARGE) != 0
-            || self.huge & Self::range_bit(linear, HUGE) != 0
+    pub fn may_be_large(&self, linear: u64) -> bool {
+        self.large.may_hold(linear)
     }
 
     /// Drops everything.
     pub fn flush_all(&mut self) {
-        for index in self.global.drain(..).chain(self.non_global.drain(..)) {
+        for index in self.global.drain(..) {
             self.entries[usize::from(index)] = Entry::empty(usize::from(index));
         }
-        self.large = 0;
-        self.huge = 0;
+        self.listed_global.clear();
+        self.flush_non_global();
+        self.large = LargeRanges::default();
     }
 
     /// Drops everything but global translations.
     pub fn flush_non_global(&mut self) {
         for index in self.non_global.drain(..) {
-            self.entries[usize::from(index)] = Entry::empty(usize::from(index));
+            let index = usize::from(index);
+            self.entries[index] = Entry::empty(index);
+            self.listed_non_global.set(index, false);
         }
     }
 
     /// Drops the translation of one address; of a large page, that of every part. SDM 3A, 4.10.4.1.
     pub fn flush_address(&mut self, linear: u64) {
-        for (ranges, size) in [(self.large, LARGE), (self.huge, HUGE)] {
-            if ranges & Self::range_bit(linear, size) != 0 {
-                self.flush_range(linear & !(size - 1), size);
-            }
+        if let Some(size) = self.large.range(linear) {
+            self.flush_range(linear & !(size - 1), size);
         }
         let page = linear & !OFFSET_MASK;
         for set in 0..SETS {
@@ -316,11 +338,6 @@ impl Tlb {
                 *entry = Entry::empty(index);
             }
         }
-    }
-
-    /// The bit of the range of `size` that holds `linear` among those in which large pages are.
-    const fn range_bit(linear: u64, size: u64) -> u64 {
-        1 << (linear / size % 64)
     }
 
     /// Drops what lies in the `size` bytes from `start` on.
@@ -360,24 +377,15 @@ impl Tlb {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use belljar_memory::GuestPhysAddr;
 
-    fn translation(page_size: u64, global: bool) -> Translation {
-        Translation {
-            gpa: GuestPhysAddr(0),
-            page_size,
-            writable: true,
-            dirty: true,
-            user: false,
-            executable: true,
-            global,
-        }
+    fn translation(page_size: u64, global: bool) -> Nature {
+        Nature { global, page_size }
     }
 
     fn fill(tlb: &mut Tlb, linear: u64, page_size: u64, global: bool) {
         let host = (0x7f00_0000_0000 + linear) as *mut u8;
         let found = translation(page_size, global);
-        tlb.fill(Set::Supervisor, linear, host, Access::Read, true, &found);
+        tlb.fill(Set::Supervisor, linear, host, Access::Read, true, found);
     }
 
     fn holds(tlb: &Tlb, linear: u64) -> bool {
@@ -451,7 +459,7 @@ mod tests {
         let host = 0x7f00_0000_1000 as *mut u8;
         let found = translation(PAGE_SIZE, false);
         for linear in [0x1000, 0xffff_8000_0000_7000] {
-            tlb.fill(Set::User, linear, host, Access::Write, true, &found);
+            tlb.fill(Set::User, linear, host, Access::Write, true, found);
         }
         assert!(tlb.drop_writes(host));
         assert!(!tlb.drop_writes(host));

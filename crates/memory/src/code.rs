@@ -28,6 +28,11 @@ impl CodePages {
         }
     }
 
+    /// Number of pages of RAM.
+    pub fn pages(&self) -> usize {
+        self.words.len()
+    }
+
     /// Says that code from page `page` is about to be cached. Returns the generation to remember,
     /// and whether this call was the first to mark the page since its last change (then other
     /// writers may hold a fast path to it).

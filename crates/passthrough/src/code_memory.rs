@@ -9,8 +9,8 @@ use std::ptr;
 
 const SMALLEST: usize = 64 << 10;
 const LARGEST: usize = 1 << 30;
-/// Entries are aligned to what the processor fetches at once.
-const ENTRY_ALIGNMENT: usize = 32;
+/// Entries are aligned to what processors of all kinds fetch at once.
+const ENTRY_ALIGNMENT: usize = 16;
 
 /// A memfd mapped twice, so that no mapping is both writable and executable.
 ///
@@ -23,6 +23,9 @@ pub struct CodeMemory {
     executable: *const u8,
     size: usize,
     used: usize,
+    /// Where rare code begins, and ends at present.
+    rare: usize,
+    rare_used: usize,
 }
 
 // SAFETY: the mappings belong to this object alone and are valid in every thread; writing needs
@@ -48,9 +51,18 @@ impl CodeMemory {
     /// # Errors
     /// If the size is not a possible one, or the host gives no memory.
     pub fn new(size: usize) -> Result<Self, Error> {
+        Self::with_rare(size, 0)
+    }
+
+    /// Room for `size` bytes, of which the last `rare` are for code that is rarely executed.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn with_rare(size: usize, rare: usize) -> Result<Self, Error> {
         if !(SMALLEST..=LARGEST).contains(&size) {
             return Err(Error::BadCapacity(size));
         }
+        let rare = rare.min(size);
         let size = size.next_multiple_of(4096);
         let host = |source| Error::CodeMemory { size, source };
         let fd = create_memfd().map_err(host)?;
@@ -60,6 +72,8 @@ impl CodeMemory {
             executable: ptr::null(),
             size,
             used: 0,
+            rare: size - rare,
+            rare_used: size - rare,
         };
         memory.writable = map(&fd, size, ProtFlags::READ | ProtFlags::WRITE).map_err(host)?;
         memory.executable = map(&fd, size, ProtFlags::READ | ProtFlags::EXEC).map_err(host)?;
@@ -70,7 +84,7 @@ impl CodeMemory {
     pub fn append(&mut self, code: &[u8]) -> Option<u32> {
         let start = self.used.next_multiple_of(ENTRY_ALIGNMENT);
         let end = start.checked_add(code.len())?;
-        if end > self.size {
+        if end > self.rare {
             return None;
         }
         // SAFETY: `start..end` lies within the writable mapping, which nothing else refers to, and
@@ -79,6 +93,31 @@ impl CodeMemory {
         unsafe { ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(start), code.len()) };
         self.used = end;
         u32::try_from(start).ok()
+    }
+
+    /// Appends code that is rarely executed; gives its offset, or nothing if there is no room.
+    pub fn append_rare(&mut self, code: &[u8]) -> Option<u32> {
+        let start = self.rare_used;
+        let end = start.checked_add(code.len())?;
+        if end > self.size {
+            return None;
+        }
+        // SAFETY: as in `append`.
+        unsafe { ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(start), code.len()) };
+        self.rare_used = end;
+        u32::try_from(start).ok()
+    }
+
+    /// Where the next code that [`append_rare`](Self::append_rare) takes will begin.
+    pub fn next_rare(&self) -> u32 {
+        self.rare_used as u32
+    }
+
+    /// Bytes that [`append`](Self::append) and [`append_rare`](Self::append_rare) can still take,
+    /// each.
+    pub fn room(&self) -> usize {
+        let plain = self.rare.saturating_sub(self.next() as usize);
+        plain.min(self.size - self.rare_used)
     }
 
     /// Where the next code that [`append`](Self::append) takes will begin.
@@ -100,9 +139,10 @@ impl CodeMemory {
         unsafe { ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(start), code.len()) };
     }
 
-    /// Forgets everything from `offset` on.
+    /// Forgets everything from `offset` on, and what is rarely executed.
     pub fn truncate(&mut self, offset: u32) {
         self.used = self.used.min(offset as usize);
+        self.rare_used = self.rare;
     }
 
     /// Bytes in use.

@@ -105,37 +105,83 @@ pub const fn at(base: Reg, disp: i32) -> Mem {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Label(usize);
 
-const UNBOUND: usize = usize::MAX;
+const UNBOUND: u32 = u32::MAX;
 
-/// Code under construction, at a known place of code memory.
+/// Code under construction, at known places of code memory: what is rarely executed lies apart.
 #[derive(Debug, Default)]
 pub struct Asm {
+    /// The part that is being written.
     code: Vec<u8>,
-    /// Offset of the first byte in code memory.
+    /// Offset of its first byte in code memory.
     start: u32,
-    labels: Vec<usize>,
-    /// Ends of 32-bit displacements, and the labels that they lead to.
+    /// The first part, once the rare one is being written, and how many fixups are in it.
+    first: Option<(Vec<u8>, u32, usize)>,
+    /// Where the rare part will begin.
+    rare: u32,
+    /// Offsets in code memory.
+    labels: Vec<u32>,
+    /// Ends of 32-bit displacements in their part, and the labels that they lead to.
     fixups: Vec<(usize, Label)>,
+    /// Room for the next block.
+    spare: Vec<u8>,
+}
+
+/// Finished code.
+#[derive(Clone, Copy, Debug)]
+pub struct Parts<'a> {
+    /// What is executed often.
+    pub code: &'a [u8],
+    /// What is not.
+    pub rare: &'a [u8],
 }
 
 impl Asm {
-    /// Begins anew, at offset `start` of code memory.
-    pub fn restart(&mut self, start: u32) {
+    /// Begins anew, at offset `start` of code memory; what is rare goes to offset `rare`.
+    pub fn restart(&mut self, start: u32, rare: u32) {
+        if let Some((first, ..)) = self.first.take() {
+            self.spare = std::mem::replace(&mut self.code, first);
+        }
         self.code.clear();
         self.labels.clear();
         self.fixups.clear();
         self.start = start;
+        self.rare = rare;
+    }
+
+    /// What follows is rarely executed.
+    pub fn begin_rare(&mut self) {
+        let mut rare = std::mem::take(&mut self.spare);
+        rare.clear();
+        let first = std::mem::replace(&mut self.code, rare);
+        self.first = Some((first, self.start, self.fixups.len()));
+        self.start = self.rare;
     }
 
     /// Resolves all labels and gives the code.
-    pub fn finish(&mut self) -> &[u8] {
-        for &(end, label) in &self.fixups {
-            let target = self.labels[label.0];
-            debug_assert_ne!(target, UNBOUND, "a label without a place");
-            let displacement = (target as i64 - end as i64) as i32;
-            self.code[end - 4..end].copy_from_slice(&displacement.to_le_bytes());
+    pub fn finish(&mut self) -> Parts<'_> {
+        let in_first = match &mut self.first {
+            Some((first, start, count)) => {
+                resolve(first, *start, &self.fixups[..*count], &self.labels);
+                *count
+            }
+            None => 0,
+        };
+        resolve(
+            &mut self.code,
+            self.start,
+            &self.fixups[in_first..],
+            &self.labels,
+        );
+        match &self.first {
+            Some((first, ..)) => Parts {
+                code: first,
+                rare: &self.code,
+            },
+            None => Parts {
+                code: &self.code,
+                rare: &[],
+            },
         }
-        &self.code
     }
 
     /// Offset in code memory of the next byte.
@@ -151,7 +197,7 @@ impl Asm {
 
     /// Puts `label` here.
     pub fn bind(&mut self, label: Label) {
-        self.labels[label.0] = self.code.len();
+        self.labels[label.0] = self.here();
     }
 
     /// Appends bytes as they are.
@@ -456,5 +502,15 @@ impl Asm {
     pub fn ax_to_flags(&mut self) {
         // add al, 7fh; sahf
         self.bytes(&[0x04, 0x7f, 0x9e]);
+    }
+}
+
+/// Writes the displacements of the part that begins at `start`.
+fn resolve(code: &mut [u8], start: u32, fixups: &[(usize, Label)], labels: &[u32]) {
+    for &(end, label) in fixups {
+        let target = labels[label.0];
+        debug_assert_ne!(target, UNBOUND, "a label without a place");
+        let displacement = target.wrapping_sub(start + end as u32);
+        code[end - 4..end].copy_from_slice(&displacement.to_le_bytes());
     }
 }

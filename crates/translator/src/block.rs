@@ -7,7 +7,7 @@
 //! poll_saved:  look at the attention word   the same, the flags are in the environment
 //! saved:       [load the flags]             the flags are in the environment
 //! host:        the instructions
-//!              what is rare: TLB misses, side exits
+//!              elsewhere, what is rare: TLB misses, side exits
 //! ```
 //!
 //! The bracketed parts are there if an instruction of the block may read flags that it did not
@@ -71,7 +71,7 @@ pub enum Kind {
 }
 
 /// Where a block's entries and its end lie in code memory.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Layout {
     /// See [`Entry::Host`].
     pub host: u32,
@@ -184,6 +184,7 @@ impl Block<'_> {
             self.now = self.guests.len();
             self.jump(next);
         }
+        self.asm.begin_rare();
         self.write_rare();
         layout
     }
@@ -447,11 +448,14 @@ impl Block<'_> {
 
     /// Jumps to a target that is known, at the end of the block.
     pub fn jump(&mut self, target: u64) {
-        let label = self.asm.label();
         let backward = target <= self.guest_rip();
-        self.asm.jmp(label);
         let near = self.is_near(target) && !(self.leaves_page && self.now == self.guests.len());
-        let patch = near.then(|| self.asm.here() - 4);
+        if !near {
+            return self.write_jump(target, self.loc, None, 0, backward);
+        }
+        let label = self.asm.label();
+        self.asm.jmp(label);
+        let patch = Some(self.asm.here() - 4);
         self.rare.push(Rare::Jump {
             label,
             target,

@@ -3,10 +3,12 @@
 use crate::access::writes_memory;
 use crate::asm::Asm;
 use crate::block::{Block, Guest, Layout, MOST, Rare};
+use crate::bound::{Bound, Place};
 use crate::env::{CELLS, Env, JUMP_CACHES, jump_slot};
 use crate::groups::{self, Group};
 use crate::mixer::Mixer;
 use crate::mode::{Mode, Space};
+use crate::recent::Recent;
 use crate::scan::{Code64, scan};
 use crate::stubs::{self, Stubs};
 use crate::tables::{ANY_PAGE, Cell, Entry, Loc, Tables};
@@ -29,21 +31,23 @@ const LARGEST_BLOCK: usize = 64 << 10;
 /// The longest instruction. SDM 2A, 2.3.11.
 const LONGEST: usize = 15;
 
-/// The most pages that jump caches and cells may lead to.
-const MOST_LED_TO: usize = 1 << 16;
+/// Bits of the record of pages that jump caches and cells lead to.
+const LED_TO: usize = 1 << 15;
 
 /// What a block is found by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Key {
+pub struct Key {
     /// Address; of relative code the offset in its page.
-    rip: u64,
-    mode: Mode,
-    page: u32,
+    pub rip: u64,
+    /// Mode of its code.
+    pub mode: Mode,
+    /// Its page of RAM.
+    pub page: u32,
 }
 
 impl Key {
     /// The key of the block at address `rip`, which lies in page `page` of RAM.
-    fn new(rip: u64, mode: Mode, page: u32) -> Self {
+    pub fn new(rip: u64, mode: Mode, page: u32) -> Self {
         let rip = if mode.is_relative() {
             rip % PAGE_SIZE
         } else {
@@ -117,10 +121,12 @@ pub struct Cache {
     exact: Set<u32>,
     /// Accesses to two pages by groups of a block.
     straddles: Map<Key, u32>,
+    /// Blocks found lately.
+    recent: Recent,
     /// Where pages of relative code are mapped, of those that jump caches and cells lead to or from.
-    bound: Map<u32, u64>,
-    /// Pages of guest-virtual addresses that jump caches or cells lead to.
-    led_to: Set<u64>,
+    bound: Bound,
+    /// Pages of guest-virtual addresses that jump caches or cells lead to: a bit for many.
+    led_to: Box<[u64; LED_TO / 64]>,
     /// Slots of the jump caches that were filled since they were last emptied.
     filled_jumps: [Vec<u16>; JUMP_CACHES],
     /// What the code that the jump caches lead to has in common.
@@ -140,13 +146,28 @@ pub struct Cache {
     pub counts: Counts,
 }
 
-/// Where to go on.
+/// A block to go on with.
 #[derive(Clone, Copy, Debug)]
 pub struct Found {
-    /// The block.
-    pub block: Translated,
+    /// Where its code lies.
+    pub layout: Layout,
+    /// Its page of RAM.
+    pub page: u32,
+    /// Whether its instruction ends in another page.
+    pub leaves_page: bool,
     /// Whether its page is mapped globally.
     pub global: bool,
+}
+
+impl Found {
+    fn new(block: &Translated, global: bool) -> Self {
+        Self {
+            layout: block.layout,
+            page: block.sources[0].page,
+            leaves_page: block.sources[1] != Source::ABSENT,
+            global,
+        }
+    }
 }
 
 impl Cache {
@@ -156,7 +177,7 @@ impl Cache {
     /// If the host gives no memory or refuses the signal handlers.
     pub fn new(tuning: Tuning) -> Result<Self, Error> {
         let size = tuning.code_memory;
-        let mut memory = CodeMemory::new(size)?;
+        let mut memory = CodeMemory::with_rare(size, size / 2)?;
         let stubs = stubs::write(&mut memory).ok_or(Error::BadCapacity(size))?;
         Ok(Self {
             _registration: Registration::new(memory.start() as usize, memory.size())?,
@@ -170,8 +191,9 @@ impl Cache {
             seen: 0,
             exact: Set::default(),
             straddles: Map::default(),
-            bound: Map::default(),
-            led_to: Set::default(),
+            recent: Recent::new(),
+            bound: Bound::new(),
+            led_to: Box::new([0; LED_TO / 64]),
             filled_jumps: [const { Vec::new() }; JUMP_CACHES],
             habits: None,
             local_caches: [false; JUMP_CACHES],
@@ -204,6 +226,7 @@ impl Cache {
         self.blocks.clear();
         self.pages.clear();
         self.straddles.clear();
+        self.recent.forget();
         self.forget_jumps(env);
     }
 
@@ -220,8 +243,8 @@ impl Cache {
         for number in std::mem::take(&mut self.local) {
             self.empty_cell(env, number);
         }
-        self.led_to.clear();
-        self.bound.clear();
+        self.led_to.fill(0);
+        self.bound.forget();
     }
 
     /// Empties the jump caches and cells that lead to pages that are not global.
@@ -235,7 +258,7 @@ impl Cache {
         for number in std::mem::take(&mut self.local) {
             self.empty_cell(env, number);
         }
-        self.bound.clear();
+        self.bound.forget();
     }
 
     fn empty_jumps(&mut self, env: &mut Env, cache: usize) {
@@ -261,13 +284,13 @@ impl Cache {
 
     /// Forgets what changes of mappings and code have made stale.
     pub fn catch_up(&mut self, env: &mut Env, flushes: &mut Flushes, code: &CodePages) {
-        if flushes.all || self.led_to.len() > MOST_LED_TO {
+        if flushes.all {
             self.forget_jumps(env);
         } else {
             if flushes
                 .addresses
                 .iter()
-                .any(|a| self.led_to.contains(&(a >> 12)))
+                .any(|linear| self.leads_to(*linear))
             {
                 self.forget_jumps(env);
             }
@@ -303,6 +326,7 @@ impl Cache {
             }
         }
         if !stale.is_empty() {
+            self.recent.forget();
             self.forget_jumps(env);
         }
     }
@@ -332,8 +356,14 @@ impl Cache {
         rip: u64,
         mode: Mode,
     ) -> Result<Option<Found>, Exception> {
+        let pages = core.mmu.memory().code().pages();
         let page = core.mmu.code_page(&core.cpu, rip)?;
         let global = core.mmu.code_is_global(&core.cpu, rip);
+        if let CodePage::Ram(number) = page
+            && let Some(found) = self.find_again(rip, mode, (number as u32, pages), global)
+        {
+            return Ok(Some(found));
+        }
         let CodePage::Ram(number) = page else {
             return Ok(None);
         };
@@ -342,7 +372,7 @@ impl Cache {
         let key = Key::new(rip, mode, number);
         let global = global && !relative;
         if relative {
-            self.bind(env, number, rip - rip % PAGE_SIZE);
+            self.bind(env, number, rip - rip % PAGE_SIZE, pages);
         }
         let code = core.mmu.memory().code();
         if let Some(block) = self.blocks.get(&key).copied()
@@ -350,22 +380,65 @@ impl Cache {
             && (block.sources[1] == Source::ABSENT || block.sources[1].is_current(code))
             && second_page_holds(core, rip, &block)
         {
-            return Ok(Some(Found { block, global }));
+            self.remember(&key, &block);
+            return Ok(Some(Found::new(&block, global)));
         }
-        Ok(self
-            .translate(core, env, key, rip, page)
-            .map(|block| Found { block, global }))
+        let block = self.translate(core, env, key, rip, page);
+        if let Some(block) = block {
+            self.remember(&key, &block);
+        }
+        Ok(block.map(|block| Found::new(&block, global)))
+    }
+
+    /// A block that lies in one page holds until [`Recent::forget`].
+    fn remember(&mut self, key: &Key, block: &Translated) {
+        if block.sources[1] == Source::ABSENT {
+            self.recent.enter(key, block.layout);
+        }
+    }
+
+    /// The block at `rip` in page `page` of the `pages` of RAM, which is mapped globally or not, if
+    /// it was found lately and nothing that it depends on has changed since.
+    #[inline]
+    pub fn find_again(
+        &mut self,
+        rip: u64,
+        mode: Mode,
+        (page, pages): (u32, usize),
+        global: bool,
+    ) -> Option<Found> {
+        let layout = self.recent.find(&Key::new(rip, mode, page))?;
+        if mode.is_relative() {
+            let mapped = rip - rip % PAGE_SIZE;
+            match self.bound.look(page, mapped) {
+                Place::Known => {}
+                Place::New => self.bound.note(page, mapped, pages),
+                Place::Elsewhere => return None,
+            }
+        }
+        Some(Found {
+            layout,
+            page,
+            leaves_page: false,
+            global: global && !mode.is_relative(),
+        })
+    }
+
+    /// Whether [`catch_up`](Self::catch_up) has nothing to do.
+    #[inline]
+    pub fn is_up_to_date(&self, flushes: &Flushes, code: &CodePages) -> bool {
+        flushes.is_empty() && code.changes() == self.seen
     }
 
     /// Notes where a page of relative code is mapped. Cells of its blocks lead to pages by their
     /// distance, so they hold for one place at a time.
-    fn bind(&mut self, env: &mut Env, page: u32, mapped: u64) {
-        match self.bound.get(&page) {
-            Some(known) if *known == mapped => return,
-            Some(_) => self.forget_jumps(env),
-            None => {}
+    fn bind(&mut self, env: &mut Env, page: u32, mapped: u64, pages: usize) {
+        match self.bound.look(page, mapped) {
+            Place::Known => return,
+            Place::Elsewhere => self.forget_jumps(env),
+            Place::New => {}
         }
-        self.bound.insert(page, mapped);
+        self.bound.note(page, mapped, pages);
     }
 
     /// Translates the block of `key`; `None` if its first instruction must be interpreted.
@@ -377,9 +450,7 @@ impl Cache {
         rip: u64,
         page: CodePage,
     ) -> Option<Translated> {
-        if self.tables.is_full()
-            || self.memory.size() - (self.memory.used() as usize) < LARGEST_BLOCK
-        {
+        if self.tables.is_full() || self.memory.room() < LARGEST_BLOCK {
             self.clear(env);
         }
         let scanned = self.scan(core, &key, rip, page)?;
@@ -459,7 +530,8 @@ impl Cache {
     ) -> Option<Translated> {
         let bytes = &scanned.bytes[..scanned.length];
         let next = scanned.next;
-        self.asm.restart(self.memory.next());
+        self.asm
+            .restart(self.memory.next(), self.memory.next_rare());
         self.rare.clear();
         let cells = self.tables.cells.len();
         let block = Block {
@@ -501,13 +573,15 @@ impl Cache {
             layout,
             code,
             start: self.memory.next(),
+            rare: self.memory.next_rare(),
             base: self.memory.start() as u64,
         }
         .tell();
         self.counts.translations += 1;
         self.counts.translated += self.guests.len() as u64;
-        self.counts.bytes += code.len() as u64;
-        self.memory.append(code)?;
+        self.counts.bytes += (code.code.len() + code.rare.len()) as u64;
+        self.memory.append_rare(code.rare)?;
+        self.memory.append(code.code)?;
         for number in cells..self.tables.cells.len() {
             self.empty_cell(env, number as u32);
         }
@@ -539,6 +613,7 @@ impl Cache {
             for old in stale.into_iter().filter(|old| *old != key) {
                 self.blocks.remove(&old);
             }
+            self.recent.forget();
             self.forget_jumps(env);
         }
     }
@@ -572,12 +647,17 @@ impl Cache {
             return;
         }
         for entry in [Entry::Host, Entry::Poll, Entry::Saved, Entry::PollSaved] {
-            let (from, to) = (old.layout.entry(entry), new.block.layout.entry(entry));
+            let (from, to) = (old.layout.entry(entry), new.layout.entry(entry));
             let displacement = to.wrapping_sub(from + 5).to_le_bytes();
             self.memory.patch(from, &[0xe9]);
             self.memory.patch(from + 1, &displacement);
         }
-        self.blocks.insert(key, new.block);
+        let new = Translated {
+            layout: new.layout,
+            ..old
+        };
+        self.blocks.insert(key, new);
+        self.recent.forget();
     }
 
     /// Lets a link lead to its target from now on.
@@ -585,13 +665,12 @@ impl Cache {
         let Some(link) = self.tables.links.get(number as usize) else {
             return;
         };
-        let [first, second] = found.block.sources;
-        if second != Source::ABSENT || first.page != link.page {
+        if found.leaves_page || found.page != link.page {
             // It holds no longer than the next page's mapping, and links hold for good; or the page
             // has just been mapped elsewhere, without a flush as yet.
             return;
         }
-        let target = found.block.layout.entry(link.entry);
+        let target = found.layout.entry(link.entry);
         let displacement = target.wrapping_sub(link.patch + 4);
         self.memory.patch(link.patch, &displacement.to_le_bytes());
     }
@@ -601,7 +680,7 @@ impl Cache {
         let Some(cell) = self.tables.cells.get(number as usize) else {
             return;
         };
-        let target = self.address(found.block.layout.entry(cell.entry));
+        let target = self.address(found.layout.entry(cell.entry));
         self.lead_to(rip, found);
         env.cells[number as usize % CELLS] = target;
         if found.global {
@@ -612,10 +691,18 @@ impl Cache {
     }
 
     fn lead_to(&mut self, rip: u64, found: &Found) {
-        self.led_to.insert(rip >> 12);
-        if found.block.sources[1] != Source::ABSENT {
-            self.led_to.insert(second_page(rip) >> 12);
+        let mut note =
+            |linear| self.led_to[led_to_bit(linear) / 64] |= 1 << (led_to_bit(linear) % 64);
+        note(rip);
+        if found.leaves_page {
+            note(second_page(rip));
         }
+    }
+
+    /// Whether jump caches or cells may lead to the page of `linear`.
+    fn leads_to(&self, linear: u64) -> bool {
+        let bit = led_to_bit(linear);
+        self.led_to[bit / 64] & 1 << (bit % 64) != 0
     }
 
     /// Enters a target into the jump cache.
@@ -626,19 +713,24 @@ impl Cache {
         }
         self.lead_to(rip, found);
         env.jump_keys[cache][slot] = rip;
-        env.jump_targets[cache][slot] = self.address(found.block.layout.saved);
+        env.jump_targets[cache][slot] = self.address(found.layout.saved);
         self.local_caches[cache] |= !found.global;
     }
 
     /// Address of the entry of a block for Rust: the flags are in the environment.
     pub fn entry(&self, found: &Found) -> u64 {
-        self.address(found.block.layout.saved)
+        self.address(found.layout.saved)
     }
 
     /// Address of the code that loads the guest's registers.
     pub fn entry_stub(&self) -> u64 {
         self.address(self.stubs.enter)
     }
+}
+
+/// The bit of a page in the record of those that jump caches and cells lead to.
+const fn led_to_bit(linear: u64) -> usize {
+    ((linear >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize % LED_TO
 }
 
 /// The page after that of `rip`.

@@ -10,6 +10,7 @@
 mod access;
 mod asm;
 mod block;
+mod bound;
 mod cache;
 mod control;
 mod encoding;
@@ -22,6 +23,8 @@ mod groups;
 mod gs;
 mod mixer;
 mod mode;
+mod quick;
+mod recent;
 mod registers;
 mod scan;
 mod stubs;

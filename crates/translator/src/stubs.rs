@@ -9,7 +9,6 @@ use belljar_passthrough::code_memory::CodeMemory;
 use belljar_passthrough::fault::RECOVERY;
 use belljar_passthrough::{has_avx, has_avx512};
 use belljar_x86::Access;
-use belljar_x86::bits::rflags;
 use belljar_x86::state::{VectorState, X87};
 use std::mem::offset_of;
 
@@ -61,9 +60,7 @@ extern "sysv64" fn refill(env: *mut Env, linear: u64, size: u64, write: u64) -> 
             return 0;
         }
         let core = &mut (*(*env).processor).core;
-        // STAC and CLAC may have changed it since.
-        let access = u64::from((*env).system) & rflags::AC;
-        core.cpu.rflags = core.cpu.rflags & !rflags::AC | access;
+        core.set_access((*env).system);
         core
     };
     if core.mmu.must_settle() {
@@ -80,7 +77,7 @@ extern "sysv64" fn refill(env: *mut Env, linear: u64, size: u64, write: u64) -> 
 /// Writes the shared code, the first in `memory`.
 pub fn write(memory: &mut CodeMemory) -> Option<Stubs> {
     let mut asm = Asm::default();
-    asm.restart(memory.next());
+    asm.restart(memory.next(), memory.next_rare());
     let mut stubs = Stubs::default();
     // Faults of the host continue at the start of code memory.
     let fault = asm.label();
@@ -117,7 +114,7 @@ pub fn write(memory: &mut CodeMemory) -> Option<Stubs> {
     refill_stub(&mut asm, &stubs, spill, false);
     stubs.refill_write = asm.here();
     refill_stub(&mut asm, &stubs, spill, true);
-    memory.append(asm.finish())?;
+    memory.append(asm.finish().code)?;
     Some(stubs)
 }
 

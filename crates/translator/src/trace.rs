@@ -3,6 +3,7 @@
 //! Target `belljar::translate`: each block with its guest code and its host code, disassembled.
 //! Target `belljar::enter`: each block that is entered from Rust, which is not each that runs.
 
+use crate::asm::Parts;
 use crate::block::{Guest, Layout};
 use crate::mode::Mode;
 use iced_x86::{Decoder, DecoderOptions, FastFormatter, Instruction};
@@ -25,9 +26,11 @@ pub struct Translation<'a> {
     /// Where its entries lie in code memory.
     pub layout: Layout,
     /// The code it became.
-    pub code: &'a [u8],
-    /// Where that begins in code memory.
+    pub code: Parts<'a>,
+    /// Where its parts begin in code memory.
     pub start: u32,
+    /// As `start`, of what is rare.
+    pub rare: u32,
     /// The address of code memory.
     pub base: u64,
 }
@@ -86,13 +89,15 @@ impl Display for Translation<'_> {
             line(f, &mut formatter, &guest.ins, bytes)?;
             write!(f, "  ({:?}, live {:02x})", guest.kind, guest.live)?;
         }
-        let address = self.base + u64::from(self.start);
-        let mut decoder = Decoder::with_ip(64, self.code, address, DecoderOptions::NONE);
-        while decoder.can_decode() {
-            let at = decoder.position();
-            let ins = decoder.decode();
-            write!(f, "\n  host   {}", self.entries(self.start + at as u32))?;
-            line(f, &mut formatter, &ins, &self.code[at..decoder.position()])?;
+        for (start, code) in [(self.start, self.code.code), (self.rare, self.code.rare)] {
+            let address = self.base + u64::from(start);
+            let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
+            while decoder.can_decode() {
+                let at = decoder.position();
+                let ins = decoder.decode();
+                write!(f, "\n  host   {}", self.entries(start + at as u32))?;
+                line(f, &mut formatter, &ins, &code[at..decoder.position()])?;
+            }
         }
         Ok(())
     }

@@ -143,6 +143,8 @@ pub(crate) struct Stress {
     /// Whether anything is ever due.
     on: bool,
     entries: u32,
+    /// Whether the last question of [`comes_between`](Self::comes_between) got a yes.
+    passed: bool,
 }
 
 impl Stress {
@@ -153,6 +155,16 @@ impl Stress {
             periods,
             on: periods[0].is_some() || periods[1].is_some() || periods[2].is_some(),
             entries: 0,
+            passed: false,
+        }
+    }
+
+    /// Whether something else must come between two entries: half the time, if anything is ever due.
+    #[inline]
+    pub fn comes_between(&mut self) -> bool {
+        self.on && {
+            self.passed = !self.passed;
+            self.passed
         }
     }
 

@@ -1,6 +1,6 @@
 //! The loop around generated code: finds blocks, enters them, and does what they leave.
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Found};
 use crate::env::Env;
 use crate::exit::Exit;
 use crate::gs;
@@ -21,38 +21,40 @@ const SYSTEM: u64 = !(rflags::STATUS | rflags::IF | rflags::RF | rflags::VM) & 0
 
 /// Exits of generated code, by kind.
 #[derive(Clone, Copy, Debug, Default)]
-struct Counts {
+pub(crate) struct Counts {
     /// Instructions executed in counting runs.
-    executed: u64,
-    entries: u64,
-    links: u64,
-    cells: u64,
-    indirect: u64,
-    fallbacks: u64,
-    straddles: u64,
-    polls: u64,
-    faults: u64,
-    untranslated: u64,
+    pub(crate) executed: u64,
+    pub(crate) entries: u64,
+    pub(crate) links: u64,
+    pub(crate) cells: u64,
+    pub(crate) indirect: u64,
+    pub(crate) fallbacks: u64,
+    pub(crate) straddles: u64,
+    pub(crate) polls: u64,
+    pub(crate) faults: u64,
+    pub(crate) untranslated: u64,
 }
 
 /// A vCPU of the translator.
 #[derive(Debug)]
 pub struct TranslatorVcpu {
     // The processor's TLB lies in the environment: it is dropped first.
-    processor: Box<InterpreterVcpu>,
-    env: Box<Env>,
-    cache: Cache,
-    stress: Stress,
+    pub(crate) processor: Box<InterpreterVcpu>,
+    pub(crate) env: Box<Env>,
+    pub(crate) cache: Cache,
+    pub(crate) stress: Stress,
     /// Bits of XCR0 that code with AVX needs.
     avx: u64,
     /// Whether instructions are counted.
-    counting: bool,
+    pub(crate) counting: bool,
+    /// The mode of the code that was last entered, with groups.
+    pub(crate) mode: Option<Mode>,
     /// [`Mmu::invalidations`](belljar_interpreter::mmu::Mmu::invalidations) of which the other
     /// vCPUs know.
     announced: u64,
     /// System flags with which generated code was entered.
     loaded_flags: u64,
-    counts: Counts,
+    pub(crate) counts: Counts,
 }
 
 // SAFETY: the raw pointers of the environment lead to what the vCPU itself owns, or to its attention
@@ -109,6 +111,7 @@ impl TranslatorVcpu {
             stress: Stress::new(&tuning),
             avx: offered & (xstate::SSE | xstate::AVX | xstate::AVX512),
             counting: false,
+            mode: None,
             announced: 0,
             loaded_flags: 0,
             counts: Counts::default(),
@@ -202,26 +205,33 @@ impl TranslatorVcpu {
             }
         };
         // What was left may be gone, or its page be mapped elsewhere.
-        if flushes == self.cache.counts.jump_flushes {
-            match resolve {
-                Some(Exit::Link(number)) => self.cache.resolve_link(number, &found),
-                Some(Exit::Cell(number)) => {
-                    self.cache.resolve_cell(&mut self.env, number, rip, &found);
-                }
-                Some(Exit::Indirect) => {
-                    self.cache
-                        .resolve_jump(&mut self.env, mode.space(), rip, &found);
-                }
-                _ => {}
-            }
+        if flushes == self.cache.counts.jump_flushes
+            && let Some(exit) = resolve
+        {
+            self.resolve(exit, &found, rip, mode);
         }
         let entry = self.cache.entry(&found);
-        trace::enter(core.id, rip, mode, entry);
+        trace::enter(self.processor.core.id, rip, mode, entry);
         self.env.page = rip & !0xfff;
+        self.mode = Some(mode.wide());
         self.load();
         self.enter(entry);
+        while let Some(entry) = self.go_on_quickly() {
+            self.enter(entry);
+        }
         self.store();
         self.leave()
+    }
+
+    /// Lets what was left lead to its target, which was found, from now on.
+    pub(crate) fn resolve(&mut self, exit: Exit, found: &Found, rip: u64, mode: Mode) {
+        let (cache, env) = (&mut self.cache, &mut self.env);
+        match exit {
+            Exit::Link(number) => cache.resolve_link(number, found),
+            Exit::Cell(number) => cache.resolve_cell(env, number, rip, found),
+            Exit::Indirect => cache.resolve_jump(env, mode.space(), rip, found),
+            _ => {}
+        }
     }
 
     /// Does what the tuning wants done before generated code is entered.
@@ -414,7 +424,7 @@ impl TranslatorVcpu {
     }
 
     /// The address that the tables hold as `place`.
-    fn address(&self, mode: Mode, place: u64) -> u64 {
+    pub(crate) fn address(&self, mode: Mode, place: u64) -> u64 {
         if mode.is_relative() {
             self.env.page.wrapping_add(place)
         } else {

@@ -84,9 +84,10 @@ pub fn mov_to_cr(core: &mut Core, op: &Op) -> Step {
             Ok(Flush::None)
         }
         3 => {
-            // The TLB holds translations of one address space at a time, whatever its PCID: all
-            // others go.
-            control::write_cr3(cpu, &core.model, &memory, value).map(|_| Flush::NonGlobal)
+            let flush = control::write_cr3(cpu, &core.model, &memory, value);
+            let flush = flush.map_err(|e| core.raise(e))?;
+            core.mmu.change_space(flush);
+            return flushed(core, Flush::None);
         }
         4 => control::write_cr4(cpu, &core.model, &memory, value),
         8 if value > 15 => Err(Exception::general_protection(0)),
