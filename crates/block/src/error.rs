@@ -41,6 +41,9 @@ pub enum BlockError {
         /// What is wrong.
         reason: String,
     },
+    /// The host gives no temporary file.
+    #[error("the host gave no temporary file for a disk's changes (TMPDIR, or else /var/tmp)")]
+    Temporary(#[source] io::Error),
     /// The host gives no thread.
     #[error("the host gave no thread for a disk")]
     Thread(#[source] io::Error),

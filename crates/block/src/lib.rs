@@ -1,7 +1,8 @@
 //! The disks of a machine.
 //!
 //! Floor 3 of the house; it knows guest memory and nothing of the cards (virtio, NVMe) that a guest
-//! sees. A [`Storage`] is the content of a disk: a [`RawFile`]. A [`Disk`] is what a card holds:
+//! sees. A [`Storage`] is the content of a disk: a [`RawFile`], or a
+//! [`TemporaryOverlay`] over another. A [`Disk`] is what a card holds:
 //! it takes [`Request`]s without ever blocking its caller, has a few threads serve them, keeps the
 //! limits, and logs every error. [`DiskConfig`] is what a user says of a disk, and [`open`] makes
 //! the disk of it.
@@ -17,6 +18,7 @@ mod error;
 mod limit;
 mod lock;
 mod open;
+mod overlay;
 mod raw;
 mod storage;
 
@@ -25,5 +27,6 @@ pub use disk::{Disk, Done, Request};
 pub use error::BlockError;
 pub use limit::Limits;
 pub use open::open;
+pub use overlay::TemporaryOverlay;
 pub use raw::RawFile;
 pub use storage::{SECTOR, Storage};

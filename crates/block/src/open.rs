@@ -1,7 +1,9 @@
 //! From what a user says to a disk.
 
 use crate::lock::open_locked;
-use crate::{BlockError, Disk, DiskConfig, Format, Limits, RawFile, Storage};
+use crate::{
+    BlockError, Disk, DiskConfig, Format, Limits, Overlay, RawFile, Storage, TemporaryOverlay,
+};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -26,21 +28,38 @@ pub fn open(config: &DiskConfig) -> Result<Disk, BlockError> {
 }
 
 fn open_storage(config: &DiskConfig) -> Result<Box<dyn Storage>, BlockError> {
-    if config.format() == Format::Qcow2 || config.overlay.is_some() {
-        return Err(BlockError::Image {
-            file: config.file.clone(),
-            reason: "this version knows raw disks without overlays only".to_owned(),
-        });
+    match &config.overlay {
+        None => open_image(config, config.read_only),
+        Some(Overlay::Temporary) => {
+            let below = open_image(config, true)?;
+            let overlay = TemporaryOverlay::new(below).map_err(BlockError::Temporary)?;
+            Ok(Box::new(overlay))
+        }
+        Some(Overlay::File(file)) => Err(unsupported(file, "qcow2")),
     }
-    let file = open_locked(&config.file, !config.read_only)?;
-    raw(config, file)
 }
 
-fn raw(config: &DiskConfig, file: File) -> Result<Box<dyn Storage>, BlockError> {
+/// Opens the image itself.
+fn open_image(config: &DiskConfig, read_only: bool) -> Result<Box<dyn Storage>, BlockError> {
+    match config.format() {
+        Format::Raw => open_raw(config, read_only),
+        Format::Qcow2 => Err(unsupported(&config.file, "qcow2")),
+    }
+}
+
+fn unsupported(file: &Path, what: &str) -> BlockError {
+    BlockError::Image {
+        file: file.to_owned(),
+        reason: format!("this version does not know {what}"),
+    }
+}
+
+fn open_raw(config: &DiskConfig, read_only: bool) -> Result<Box<dyn Storage>, BlockError> {
+    let file = open_locked(&config.file, !read_only)?;
     if config.format.is_none() {
         refuse_ambiguous(&config.file, &file)?;
     }
-    let raw = RawFile::new(file, config.read_only).map_err(|source| BlockError::Open {
+    let raw = RawFile::new(file, read_only).map_err(|source| BlockError::Open {
         file: config.file.clone(),
         source,
     })?;

@@ -222,3 +222,37 @@ fn the_rate_is_kept() {
         start.elapsed()
     );
 }
+
+#[test]
+fn changes_of_a_temporary_overlay_never_reach_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk.img");
+    std::fs::write(&path, vec![1; 65536]).unwrap();
+    let text = format!("{},overlay=tmp", path.display());
+    let config: DiskConfig = text.parse().unwrap();
+    // Two machines at once: the image is only read.
+    let (disk, other) = (open(&config).unwrap(), open(&config).unwrap());
+    assert!(!disk.is_read_only());
+    let memory = GuestMemory::new(1 << 20).unwrap();
+    let data = segments(&memory, 0x1000, 512);
+    data.fill(0, &[5; 512]);
+    let write = Request::Write {
+        offset: 1024,
+        segments: data,
+    };
+    now(&disk, write).unwrap();
+    now(&disk, Request::Flush).unwrap();
+    for (disk, want) in [(&disk, 5), (&other, 1)] {
+        let back = segments(&memory, 0x8000, 512);
+        let read = Request::Read {
+            offset: 1024,
+            segments: back.clone(),
+        };
+        now(disk, read).unwrap();
+        let mut bytes = [0; 512];
+        back.copy_to(0, &mut bytes);
+        assert_eq!(bytes, [want; 512]);
+    }
+    drop((disk, other));
+    assert_eq!(std::fs::read(&path).unwrap(), vec![1; 65536]);
+}
