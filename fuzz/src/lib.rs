@@ -1,7 +1,8 @@
 //! What the fuzz targets share.
 
-use belljar_boot::{IoApic, Platform, PowerManagement, ResetRegister, Rtc};
+use belljar_boot::{IoApic, Pci, Platform, PowerManagement, ResetRegister, Rtc};
 use belljar_devices::layout;
+use belljar_devices::pci::SLOTS;
 
 /// The fuzzer's bytes, taken from the front. At the end it gives zeros.
 #[derive(Debug)]
@@ -86,5 +87,13 @@ pub fn platform() -> Platform {
             century: layout::RTC_CENTURY,
         },
         keyboard_controller: true,
+        pci: Pci {
+            ecam: layout::PCI_ECAM.base as u32,
+            memory: layout::PCI_MEMORY.base as u32,
+            memory_len: layout::PCI_MEMORY.ranges[0].1 as u32,
+            interrupts: (0..SLOTS)
+                .map(|slot| layout::pci_gsi(slot).into())
+                .collect(),
+        },
     }
 }

@@ -1,11 +1,12 @@
 //! The ACPI tables. ACPI 6.5, chapters 5 and 20.
 //!
 //! All lie in the area where kernels look for the root pointer: RSDP, RSDT and XSDT (for kernels of
-//! before and after ACPI 2.0), FADT, FACS, MADT and DSDT.
+//! before and after ACPI 2.0), FADT, FACS, MADT, MCFG and DSDT.
 
 mod dsdt;
 mod fadt;
 mod madt;
+mod pci;
 
 use crate::{BootError, Platform, layout};
 use acpi_tables::facs::FACS;
@@ -51,7 +52,8 @@ pub fn install(memory: &GuestMemory, platform: &Platform) -> Result<GuestPhysAdd
     let dsdt = area.add(dsdt::build(platform).as_slice());
     let fadt = area.add(&bytes_of(&fadt::build(platform, facs, dsdt)));
     let madt = area.add(madt::build(platform).as_slice());
-    let tables = [fadt, madt];
+    let mcfg = area.add(pci::configuration_table(&platform.pci).as_slice());
+    let tables = [fadt, madt, mcfg];
     let rsdt = area.add(root_table(*b"RSDT", &tables.map(|t| (t as u32).to_le_bytes())).as_slice());
     let xsdt = area.add(root_table(*b"XSDT", &tables.map(u64::to_le_bytes)).as_slice());
     area.bytes[..RSDP_SIZE as usize].copy_from_slice(&root_pointer(rsdt as u32, xsdt));

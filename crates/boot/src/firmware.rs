@@ -25,6 +25,7 @@ impl Firmware {
         write_bios_data(memory, platform)?;
         let rsdp = acpi::install(memory, platform)?;
         let registers = |address: u32| u64::from(address)..u64::from(address) + DEVICE_PAGE;
+        let ecam = u64::from(platform.pci.ecam);
         let map = MemoryMap::new(
             memory,
             &[
@@ -32,6 +33,7 @@ impl Firmware {
                 layout::ROM,
                 registers(platform.io_apic.address),
                 registers(platform.local_apic),
+                ecam..ecam + u64::from(layout::ECAM_LEN),
             ],
         );
         Ok(Self {
@@ -92,7 +94,13 @@ mod tests {
     fn tables_and_device_registers_are_reserved() {
         let memory = GuestMemory::new(64 << 20).unwrap();
         let firmware = Firmware::install(&memory, &Platform::example(2)).unwrap();
-        for address in [firmware.rsdp().0, 0xfec0_0000, 0xfee0_0fff, 0x9_fc00] {
+        for address in [
+            firmware.rsdp().0,
+            0xfec0_0000,
+            0xfee0_0fff,
+            0x9_fc00,
+            0xe00f_ffff,
+        ] {
             let region = firmware
                 .memory_map()
                 .regions()

@@ -33,5 +33,7 @@ pub(crate) const ROM: Range<u64> = 0xc_0000..0x10_0000;
 pub(crate) const ACPI: Range<u64> = 0xe_0000..0x10_0000;
 /// Never RAM: here are the devices below 4 GiB.
 pub(crate) const DEVICE_HOLE: Range<u64> = 0xc000_0000..0x1_0000_0000;
+/// Bytes of one PCI bus's configuration space in memory.
+pub(crate) const ECAM_LEN: u32 = 0x10_0000;
 /// Where kernels lie at the lowest.
 pub(crate) const HIGH_MEMORY: u64 = 0x10_0000;

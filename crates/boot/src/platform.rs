@@ -24,6 +24,22 @@ pub struct Platform {
     pub rtc: Rtc,
     /// Whether there is a keyboard controller at ports 0x60 and 0x64 with interrupt 1.
     pub keyboard_controller: bool,
+    /// PCI.
+    pub pci: Pci,
+}
+
+/// PCI: one bus, 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pci {
+    /// Guest-physical address of the configuration space of bus 0 in memory, 1 MiB.
+    pub ecam: u32,
+    /// First guest-physical address of the memory in which functions answer.
+    pub memory: u32,
+    /// Length of that memory in bytes.
+    pub memory_len: u32,
+    /// The global system interrupt of pin INTA# of the device in each slot, level-triggered and
+    /// active low.
+    pub interrupts: Vec<u32>,
 }
 
 /// The I/O APIC, whose input pins are the global system interrupts from 0 on.
@@ -121,6 +137,12 @@ impl Platform {
                 century: 0x32,
             },
             keyboard_controller: true,
+            pci: Pci {
+                ecam: 0xe000_0000,
+                memory: 0xc000_0000,
+                memory_len: 0x2000_0000,
+                interrupts: (0..32).map(|slot| 16 + slot % 8).collect(),
+            },
         }
     }
 }

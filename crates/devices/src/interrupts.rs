@@ -2,7 +2,8 @@
 //!
 //! Wiring, as on a PC: ISA line n goes to the 8259A pair's input n and to the I/O APIC's input n
 //! (line 0 to input 2); the pair's output goes to LINT0 of every processor and to the I/O APIC's
-//! input 0; the board's NMI goes to LINT1 of every processor.
+//! input 0; the board's NMI goes to LINT1 of every processor. PCI's lines go to the I/O APIC's inputs
+//! from 16 on.
 //!
 //! # Locks
 //!
@@ -18,6 +19,7 @@ use crate::irq::IrqSink;
 use crate::lapic::{Effect, Lapic, LapicState, Lint, Register, Shorthand, Signal};
 use crate::layout;
 use crate::message::{DeliveryMode, Message};
+use crate::pci::{LevelSink, MessageSink};
 use crate::pic::Pic;
 use crate::timers::{SharedTimed, TimerWake, lock};
 use belljar_clock::{Clock, Nanos};
@@ -447,6 +449,19 @@ impl IrqSink for Interrupts {
             }
         }
         self.set_ioapic_pin(layout::isa_gsi(irq), level);
+    }
+}
+
+impl LevelSink for Interrupts {
+    /// PCI's lines are active low, and end at the I/O APIC alone.
+    fn set_pci_line(&self, gsi: u8, asserted: bool) {
+        self.set_ioapic_pin(gsi, !asserted);
+    }
+}
+
+impl MessageSink for Interrupts {
+    fn deliver_message(&self, address: u64, data: u32) {
+        self.deliver_msi(address, data);
     }
 }
 

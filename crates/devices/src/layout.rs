@@ -64,6 +64,27 @@ pub const IOAPIC: Place = Place {
     ranges: &[(IOAPIC_BASE, 0x1000)],
 };
 
+/// PCI's configuration space in memory: bus 0, 4 KiB for each function.
+pub const PCI_ECAM: Place = Place {
+    base: 0xe000_0000,
+    ranges: &[(0xe000_0000, 0x10_0000)],
+};
+/// The memory in which PCI's functions answer: from the end of low RAM on.
+pub const PCI_MEMORY: Place = Place {
+    base: 0xc000_0000,
+    ranges: &[(0xc000_0000, 0x2000_0000)],
+};
+/// First global system interrupt of PCI's lines, and their number.
+pub const PCI_GSI_BASE: u8 = 16;
+/// Number of PCI's lines.
+pub const PCI_LINES: u8 = 8;
+
+/// The global system interrupt of pin INTA# of the device in `slot`: devices take the lines in
+/// turn.
+pub const fn pci_gsi(slot: usize) -> u8 {
+    PCI_GSI_BASE + (slot % PCI_LINES as usize) as u8
+}
+
 /// Ports of the serial ports COM1 to COM4.
 pub const SERIAL: [Place; 4] = [
     Place {

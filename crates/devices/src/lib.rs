@@ -11,6 +11,7 @@
 //! - [`interrupts`] is the fabric between devices and vCPUs, made of [`pic`], [`ioapic`] and
 //!   [`lapic`], which send each other what [`message`] defines.
 //! - [`control`] is what devices ask of the machine: power-off, reset.
+//! - [`pci`] is the bus of devices that are found by asking, and [`virtio`] are devices on it.
 //! - [`serial`], [`pit`], [`rtc`], [`i8042`], [`acpi_pm`], [`debug_exit`] and [`paravirtual`] are
 //!   the devices.
 //!
@@ -38,3 +39,4 @@ pub mod pit;
 pub mod rtc;
 pub mod serial;
 pub mod timers;
+pub mod virtio;

@@ -1,9 +1,10 @@
 //! The board: the devices of a PC, wired together, as the vCPUs reach them.
 
 use crate::console::{ConsoleInput, ConsoleOutput, Line, PortEnd};
+use crate::expansion::Expansion;
 use crate::lifecycle::Lifecycle;
 use crate::{MachineConfig, MachineError, Outcome};
-use belljar_clock::Clock;
+use belljar_clock::{Clock, Entropy};
 use belljar_devices::acpi_pm::AcpiPm;
 use belljar_devices::bus::{Bus, Device};
 use belljar_devices::control::{MachineControl, PowerEvent};
@@ -13,7 +14,7 @@ use belljar_devices::interrupts::{Interrupts, IoApicPage, PicPorts};
 use belljar_devices::irq::{IrqLine, IrqSink};
 use belljar_devices::layout;
 use belljar_devices::paravirtual::Paravirtual;
-use belljar_devices::pci::ConfigurationPorts;
+use belljar_devices::pci::{ConfigurationPorts, Ecam, MemoryWindow};
 use belljar_devices::pit::Pit;
 use belljar_devices::rtc::Rtc;
 use belljar_devices::serial::Serial;
@@ -30,6 +31,7 @@ const PORT_WIDTH: usize = 4;
 pub(crate) struct Attachments {
     pub memory: GuestMemory,
     pub clock: Arc<dyn Clock>,
+    pub entropy: Option<Arc<dyn Entropy>>,
     pub attention: Arc<[Attention]>,
     pub lifecycle: Arc<Lifecycle>,
     pub timers: Arc<Timers>,
@@ -48,7 +50,8 @@ pub(crate) struct MachineBoard {
     rtc: Arc<Mutex<Rtc>>,
     keyboard: Arc<Mutex<I8042>>,
     power: Arc<Mutex<AcpiPm>>,
-    pci: Arc<Mutex<ConfigurationPorts>>,
+    expansion: Expansion,
+    configuration: Arc<Mutex<ConfigurationPorts>>,
     line: Arc<Line>,
     output: Arc<dyn ConsoleOutput>,
 }
@@ -94,6 +97,8 @@ impl MachineBoard {
         let line = Line::new(Arc::clone(&to.output));
         let backend = Box::new(PortEnd(Arc::clone(&line)));
         let serial = Serial::new(backend, irq(layout::SERIAL_IRQ[0]), clock(), wake());
+        let expansion = Expansion::new(&to.memory, &interrupts, to.entropy)?;
+        let root = Arc::clone(expansion.root());
         let mut board = Self {
             ports: Bus::new(),
             physical: Bus::new(),
@@ -117,7 +122,8 @@ impl MachineBoard {
                 clock(),
                 wake(),
             )),
-            pci: shared(ConfigurationPorts::new(Arc::clone(&control))),
+            configuration: shared(ConfigurationPorts::new(root, Arc::clone(&control))),
+            expansion,
             interrupts,
             line,
             output: to.output,
@@ -145,10 +151,15 @@ impl MachineBoard {
         ports.attach(layout::ACPI_PM, Arc::<Mutex<AcpiPm>>::clone(&self.power))?;
         ports.attach(
             layout::PCI_CONFIGURATION,
-            Arc::<Mutex<ConfigurationPorts>>::clone(&self.pci),
+            Arc::<Mutex<ConfigurationPorts>>::clone(&self.configuration),
         )?;
         let io_apic = Arc::new(IoApicPage(Arc::clone(&self.interrupts)));
-        self.physical.attach(layout::IOAPIC, io_apic)?;
+        let physical = &mut self.physical;
+        physical.attach(layout::IOAPIC, io_apic)?;
+        let root = self.expansion.root();
+        physical.attach(layout::PCI_ECAM, Arc::new(Ecam(Arc::clone(root))))?;
+        let window = Arc::new(MemoryWindow(Arc::clone(root)));
+        physical.attach(layout::PCI_MEMORY, window)?;
         Ok(())
     }
 
@@ -175,7 +186,7 @@ impl MachineBoard {
 
     /// Puts every device as after power-on, and then as firmware hands them over. The interrupt
     /// controllers come first: they take the levels of the devices' lines as these change.
-    pub fn reset(&self) {
+    pub fn reset(&self) -> Result<(), MachineError> {
         self.interrupts.reset();
         self.paravirtual.reset();
         lock(&self.serial).reset();
@@ -183,8 +194,21 @@ impl MachineBoard {
         lock(&self.rtc).reset();
         lock(&self.keyboard).reset();
         lock(&self.power).reset();
-        lock(&self.pci).reset();
+        lock(&self.configuration).reset();
+        self.expansion.root().reset();
         self.interrupts.firmware_handoff();
+        self.expansion.root().firmware_handoff()?;
+        Ok(())
+    }
+
+    /// Stops what works beside the vCPUs, and waits until nothing is in flight. No vCPU runs.
+    pub fn pause(&self) {
+        self.expansion.pause();
+    }
+
+    /// Lets what works beside the vCPUs go on.
+    pub fn resume(&self) {
+        self.expansion.resume();
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::{ConfigError, EngineChoice};
 use belljar_boot::BootError;
 use belljar_devices::bus::BusError;
+use belljar_devices::pci::RootError;
 use belljar_engine::EngineError;
 use belljar_memory::MemoryError;
 use std::path::PathBuf;
@@ -52,6 +53,18 @@ pub enum MachineError {
     /// Two devices at one place.
     #[error("the board's devices do not fit together")]
     Board(#[from] BusError),
+    /// The PCI devices do not fit on the bus.
+    #[error("the machine has more PCI devices than fit on its bus")]
+    Pci(#[from] RootError),
+    /// The host refuses what a device needs.
+    #[error("cannot make the device {name}")]
+    Device {
+        /// The device.
+        name: String,
+        /// The host's error.
+        #[source]
+        source: std::io::Error,
+    },
     /// The host has no randomness.
     #[error("the host gives no randomness")]
     Entropy(#[source] std::io::Error),

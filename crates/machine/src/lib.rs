@@ -17,6 +17,7 @@ mod config;
 mod console;
 mod engines;
 mod error;
+mod expansion;
 mod lifecycle;
 mod machine;
 mod outcome;

@@ -8,7 +8,7 @@ use crate::statistics::{Ledger, Statistics};
 use crate::vcpu::VcpuThread;
 use crate::wiring::Wiring;
 use crate::{MachineConfig, MachineError, Outcome, engines};
-use belljar_clock::{Clock, HostClock, HostEntropy};
+use belljar_clock::{Clock, Entropy, HostClock, HostEntropy};
 use belljar_devices::timers::Timers;
 use belljar_engine::{Engine, VcpuSetup};
 use belljar_x86::CpuState;
@@ -56,12 +56,13 @@ impl Machine {
         output: Arc<dyn ConsoleOutput>,
     ) -> Result<Self, MachineError> {
         config.validate()?;
-        let entropy = HostEntropy::new().map_err(MachineError::Entropy)?;
+        let entropy: Arc<dyn Entropy> =
+            Arc::new(HostEntropy::new().map_err(MachineError::Entropy)?);
         let clock: Arc<dyn Clock> = Arc::new(HostClock::new());
         clock.pause();
-        let wiring = Wiring::new(config, clock, output)?;
+        let wiring = Wiring::new(config, clock, Some(Arc::clone(&entropy)), output)?;
         let states = wiring.power_on.reset()?;
-        let setup = wiring.setup(Arc::new(entropy));
+        let setup = wiring.setup(entropy);
         let (lifecycle, power_on) = (wiring.lifecycle, wiring.power_on);
         let mut machine = Self {
             engine: engine.name(),
@@ -151,6 +152,7 @@ impl Machine {
             let _ = thread.join();
         }
         inner.stop_timers();
+        inner.board.pause();
         self.input.close();
     }
 }
@@ -201,6 +203,7 @@ impl MachineHandle {
             }
         }
         inner.clock.resume();
+        inner.board.resume();
         tracing::debug!(name = inner.name, "running");
         inner.lifecycle.resume();
     }
@@ -213,6 +216,7 @@ impl MachineHandle {
             return;
         }
         inner.lifecycle.pause();
+        inner.board.pause();
         inner.clock.pause();
         inner.stop(&mut timer_thread);
         tracing::debug!(name = inner.name, "paused");

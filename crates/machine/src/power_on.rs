@@ -4,9 +4,10 @@
 use crate::board::MachineBoard;
 use crate::{MachineConfig, MachineError};
 use belljar_boot::{
-    Firmware, IoApic, Payload, Platform, PowerManagement, ResetRegister, Rtc, SerialPort,
+    Firmware, IoApic, Payload, Pci, Platform, PowerManagement, ResetRegister, Rtc, SerialPort,
 };
 use belljar_devices::layout;
+use belljar_devices::pci::SLOTS;
 use belljar_engine::{Attention, Reason};
 use belljar_memory::GuestMemory;
 use belljar_x86::CpuState;
@@ -68,7 +69,7 @@ impl PowerOn {
         for attention in self.attention.iter() {
             attention.clear(Reason::NMI | Reason::INIT | Reason::SIPI);
         }
-        self.board.reset();
+        self.board.reset()?;
         let bootstrap = self.load()?;
         let signature = self.cpuid.signature();
         let mut application = CpuState::reset(signature);
@@ -155,5 +156,13 @@ fn platform(cpus: u32, physical_bits: u8) -> Platform {
             century: layout::RTC_CENTURY,
         },
         keyboard_controller: true,
+        pci: Pci {
+            ecam: layout::PCI_ECAM.base as u32,
+            memory: layout::PCI_MEMORY.base as u32,
+            memory_len: layout::PCI_MEMORY.ranges[0].1 as u32,
+            interrupts: (0..SLOTS)
+                .map(|slot| layout::pci_gsi(slot).into())
+                .collect(),
+        },
     }
 }

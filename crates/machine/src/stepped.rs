@@ -17,7 +17,8 @@ use std::sync::Arc;
 
 /// A machine without threads whose guest runs the same way each time: time stands still unless
 /// [`tick`](Self::tick) moves it, interrupts that devices raise reach the vCPU only then, and
-/// chance is the [`Entropy`] that the caller gives. It has one vCPU, and its guest's reset ends it.
+/// chance is the [`Entropy`] that the caller gives. It has one vCPU and no device that has a thread,
+/// and its guest's reset ends it.
 ///
 /// So *where* a guest is interrupted does not depend on how the engine cuts its code into pieces,
 /// and two engines can be compared instruction by instruction.
@@ -60,7 +61,7 @@ impl SteppedMachine {
             ..config.clone()
         };
         config.validate()?;
-        let wiring = Wiring::new(&config, Arc::<ManualClock>::clone(&clock), output)?;
+        let wiring = Wiring::new(&config, Arc::<ManualClock>::clone(&clock), None, output)?;
         let state = wiring.power_on.reset()?.swap_remove(0);
         let told: Arc<[Attention]> = Arc::new([Attention::new()]);
         let vcpu = engine.create_vcpu(VcpuSetup {

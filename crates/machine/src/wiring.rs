@@ -27,10 +27,12 @@ pub(crate) struct Wiring {
 }
 
 impl Wiring {
-    /// Wires what `config` asks for; the serial console prints to `output`.
+    /// Wires what `config` asks for; the serial console prints to `output`. Without `entropy` there
+    /// are no devices that have threads of their own, whose work would come at any time.
     pub fn new(
         config: &MachineConfig,
         clock: Arc<dyn Clock>,
+        entropy: Option<Arc<dyn Entropy>>,
         output: Arc<dyn ConsoleOutput>,
     ) -> Result<Self, MachineError> {
         let memory = GuestMemory::new(config.memory.bytes()).map_err(MachineError::Memory)?;
@@ -47,6 +49,7 @@ impl Wiring {
             Attachments {
                 memory: memory.clone(),
                 clock: Arc::clone(&clock),
+                entropy,
                 attention: Arc::clone(&attention),
                 lifecycle: Arc::clone(&lifecycle),
                 timers: Arc::clone(&timers),

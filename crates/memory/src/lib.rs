@@ -8,14 +8,17 @@
 //!
 //! Guest memory is shared with running guests, so it is never lent out as a Rust slice: engines and
 //! devices copy through [`GuestMemory::read`] and [`GuestMemory::write`], or use raw pointers with
-//! volatile or atomic accesses.
+//! volatile or atomic accesses. [`GuestMemory::dma`] is the same memory for crates that speak
+//! `vm-memory`.
 
 mod address;
 mod code;
 mod ram;
 mod segments;
+mod view;
 
 pub use address::{GuestPhysAddr, GuestVirtAddr, PAGE_SHIFT, PAGE_SIZE};
 pub use code::CodePages;
 pub use ram::{GuestMemory, MemoryError, RamRegion};
 pub use segments::Segments;
+pub use view::{DmaMemory, WrittenPages, WrittenSlice};

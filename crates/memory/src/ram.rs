@@ -44,6 +44,9 @@ pub enum MemoryError {
         /// Length of the range in bytes.
         len: u64,
     },
+    /// The RAM cannot be shown to devices.
+    #[error("the guest's memory cannot be described to devices")]
+    View,
 }
 
 /// A run of guest-physical addresses that is RAM.

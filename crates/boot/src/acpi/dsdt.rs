@@ -1,12 +1,11 @@
 //! The DSDT: processors, the devices of the ISA bus, and how to power off. ACPI 6.5, chapters 6, 7
 //! and 19.
 
-use super::{bytes_of, table};
+use super::{bytes_of, pci, table};
 use crate::{Platform, SerialPort};
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Name, Package,
-    ResourceTemplate, Scope, ZERO,
+    Device, EISAName, IO, Interrupt, Name, Package, ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::sdt::Sdt;
 
@@ -15,9 +14,6 @@ const REVISION: u8 = 2;
 /// Interrupts of the keyboard controller's two ports.
 const KEYBOARD_IRQ: u8 = 1;
 const MOUSE_IRQ: u8 = 12;
-/// Guest-physical addresses for PCI devices: from the end of low RAM to the I/O APIC.
-const DEVICE_HOLE_START: u32 = 0xc000_0000;
-const DEVICE_HOLE_END: u32 = 0xfec0_0000;
 /// Ports of the keyboard controller.
 const KEYBOARD_DATA: u16 = 0x60;
 const KEYBOARD_COMMAND: u16 = 0x64;
@@ -49,7 +45,7 @@ pub(super) fn build(platform: &Platform) -> Sdt {
         devices.extend(isa_device("KBD_", "PNP0303", &ports, KEYBOARD_IRQ));
         devices.extend(isa_device("MOU_", "PNP0F13", &[], MOUSE_IRQ));
     }
-    devices.extend(pci_host_bridge());
+    devices.extend(pci::root(&platform.pci));
     body.extend(Scope::raw("_SB_".into(), devices));
     table(*b"DSDT", REVISION, &body)
 }
@@ -60,29 +56,6 @@ fn processor(id: u32) -> Vec<u8> {
     let hid = Name::new("_HID".into(), &"ACPI0007");
     let uid = Name::new("_UID".into(), &id);
     bytes_of(&Device::new(name.as_str().into(), vec![&hid, &uid]))
-}
-
-/// The root of PCI: all buses, all ports but those of the configuration mechanism, and the hole
-/// below the interrupt controllers.
-fn pci_host_bridge() -> Vec<u8> {
-    let hid = Name::new("_HID".into(), &EISAName::new("PNP0A03"));
-    let bus = Name::new("_BBN".into(), &ZERO);
-    let buses = AddressSpace::new_bus_number(0_u16, 0xff);
-    let configuration = IO::new(0xcf8, 0xcf8, 1, 8);
-    let ports_below = AddressSpace::new_io(0_u16, 0xcf7, None);
-    let ports_above = AddressSpace::new_io(0xd00_u16, 0xffff, None);
-    let (first, last) = (DEVICE_HOLE_START, DEVICE_HOLE_END - 1);
-    let cacheable = AddressSpaceCacheable::NotCacheable;
-    let memory = AddressSpace::new_memory(cacheable, true, first, last, None);
-    let resources = ResourceTemplate::new(vec![
-        &buses,
-        &configuration,
-        &ports_below,
-        &ports_above,
-        &memory,
-    ]);
-    let resources = Name::new("_CRS".into(), &resources);
-    bytes_of(&Device::new("PCI0".into(), vec![&hid, &bus, &resources]))
 }
 
 fn serial_port(index: usize, serial: &SerialPort) -> Vec<u8> {

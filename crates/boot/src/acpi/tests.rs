@@ -60,6 +60,7 @@ fn every_table_has_its_length_and_checksum() {
         found.at(u32_at(&found.rsdp, 16).into()),
         found.table(b"FACP"),
         found.table(b"APIC"),
+        found.table(b"MCFG"),
         found.at(dsdt),
     ] {
         assert_eq!(sum(&table), 0, "{:?}", &table[..4]);
@@ -74,7 +75,7 @@ fn both_root_tables_list_the_same_tables() {
     let wide: Vec<u64> = xsdt[36..].chunks(8).map(|b| u64_at(b, 0)).collect();
     let narrow: Vec<u64> = rsdt[36..].chunks(4).map(|b| u32_at(b, 0).into()).collect();
     assert_eq!(wide, narrow);
-    assert_eq!(wide.len(), 2);
+    assert_eq!(wide.len(), 3);
 }
 
 #[test]
@@ -180,8 +181,18 @@ fn the_dsdt_names_every_device() {
     let found = Found::install(&Platform::example(2));
     let dsdt = found.at(u64_at(&found.table(b"FACP"), 140));
     let has = |name: &[u8]| dsdt.windows(name.len()).any(|w| w == name);
-    for name in ["_S5_", "C000", "C001", "COM1", "RTC_", "KBD_"] {
+    for name in [
+        "_S5_", "C000", "C001", "COM1", "RTC_", "KBD_", "PCI0", "_PRT",
+    ] {
         assert!(has(name.as_bytes()), "{name}");
     }
     assert!(!has(b"C002"));
+}
+
+#[test]
+fn the_mcfg_says_where_configuration_space_is() {
+    let found = Found::install(&Platform::example(1));
+    let mcfg = found.table(b"MCFG");
+    assert_eq!((mcfg.len(), u64_at(&mcfg, 44)), (60, 0xe000_0000));
+    assert_eq!(mcfg[52..56], [0; 4], "segment 0, bus 0 to 0");
 }

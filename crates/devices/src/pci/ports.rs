@@ -1,8 +1,6 @@
-//! PCI's configuration space by mechanism 1, and the host bridge. PCI 3.0, 3.2.2.3 and 6.1.
-//!
-//! Kernels look for a host bridge before they believe that there is PCI at all. The board has no
-//! other function yet.
+//! PCI's configuration space by mechanism 1. PCI 3.0, 3.2.2.3.
 
+use super::PciRoot;
 use crate::acpi_pm::{ResetControl, ResetControlState};
 use crate::bus::Device;
 use crate::control::MachineControl;
@@ -19,25 +17,6 @@ const ENABLE: u32 = 1 << 31;
 /// Bits of the address register that hold: enable, bus, device, function and register.
 const ADDRESS_BITS: u32 = 0x80ff_fffc;
 
-/// Bytes of a function's configuration space.
-const SPACE: usize = 256;
-
-/// Configuration space of the host bridge: the identity of the 440FX, which every kernel knows as a
-/// plain bridge from the processor to PCI, of class "host bridge". It has no registers to write.
-const HOST_BRIDGE: [(usize, [u8; 4]); 3] = [
-    // Vendor, device.
-    (0x00, [0x86, 0x80, 0x37, 0x12]),
-    // Command: memory and bus master, fixed. Status: nothing.
-    (0x04, [0x06, 0x00, 0x00, 0x00]),
-    // Revision, programming interface, subclass, class.
-    (0x08, [0x02, 0x00, 0x00, 0x06]),
-];
-
-fn host_bridge(register: usize) -> u8 {
-    let word = HOST_BRIDGE.iter().find(|(at, _)| *at == register & !3);
-    word.map_or(0, |(_, bytes)| bytes[register & 3])
-}
-
 /// The state of [`ConfigurationPorts`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigurationPortsState {
@@ -51,20 +30,27 @@ pub struct ConfigurationPortsState {
 pub struct ConfigurationPorts {
     address: u32,
     reset_control: ResetControl,
+    root: Arc<PciRoot>,
 }
 
 impl ConfigurationPorts {
-    /// The ports after reset. `machine` is reset by the register at CF9h.
-    pub fn new(machine: Arc<dyn MachineControl>) -> Self {
+    /// The ports to `root` after reset. `machine` is reset by the register at CF9h.
+    pub fn new(root: Arc<PciRoot>, machine: Arc<dyn MachineControl>) -> Self {
         Self {
+            root,
             address: 0,
             reset_control: ResetControl::new(machine),
         }
     }
 
     /// The ports as they were saved. `machine` is reset by the register at CF9h.
-    pub fn restore(state: ConfigurationPortsState, machine: Arc<dyn MachineControl>) -> Self {
+    pub fn restore(
+        state: ConfigurationPortsState,
+        root: Arc<PciRoot>,
+        machine: Arc<dyn MachineControl>,
+    ) -> Self {
         Self {
+            root,
             address: state.address & ADDRESS_BITS,
             reset_control: ResetControl::restore(state.reset_control, machine),
         }
@@ -84,14 +70,12 @@ impl ConfigurationPorts {
         self.reset_control.reset();
     }
 
-    /// A byte of the configuration space that the address register selects, or all ones where no
-    /// function answers.
-    fn configuration_byte(&self, offset: usize) -> u8 {
-        let function = self.address >> 8 & 0xffff;
-        if self.address & ENABLE == 0 || function != 0 {
-            return 0xff;
-        }
-        host_bridge(((self.address as usize & 0xfc) + offset) % SPACE)
+    /// What the address register and an offset in the data window select: function and register.
+    /// `None` while the window is closed.
+    fn selected(&self, offset: u64) -> Option<(usize, usize)> {
+        let function = (self.address >> 8 & 0xffff) as usize;
+        let register = (self.address & 0xfc) as usize + (offset - DATA) as usize;
+        (self.address & ENABLE != 0).then_some((function, register))
     }
 }
 
@@ -100,11 +84,12 @@ impl Device for ConfigurationPorts {
         match (offset, data.len()) {
             (ADDRESS, 4) => data.copy_from_slice(&self.address.to_le_bytes()),
             (RESET, 1) => self.reset_control.read(0, data),
-            (DATA.., _) => {
-                for (at, byte) in data.iter_mut().enumerate() {
-                    *byte = self.configuration_byte((offset - DATA) as usize + at);
+            (DATA.., _) => match self.selected(offset) {
+                Some((function, register)) => {
+                    self.root.read_configuration(function, register, data);
                 }
-            }
+                None => data.fill(0xff),
+            },
             _ => data.fill(0xff),
         }
     }
@@ -115,7 +100,11 @@ impl Device for ConfigurationPorts {
                 self.address = u32::from_le_bytes([a, b, c, d]) & ADDRESS_BITS;
             }
             (RESET, [_]) => self.reset_control.write(0, data),
-            // The host bridge has nothing to write, and nothing else is there.
+            (DATA.., _) => {
+                if let Some((function, register)) = self.selected(offset) {
+                    self.root.write_configuration(function, register, data);
+                }
+            }
             _ => {}
         }
     }
@@ -123,6 +112,7 @@ impl Device for ConfigurationPorts {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Function, HostBridge};
     use super::*;
     use crate::control::PowerEvent;
     use crate::control::testing::Requests;
@@ -130,7 +120,9 @@ mod tests {
 
     fn ports() -> (ConfigurationPorts, Arc<Requests>) {
         let requests = Requests::new();
-        let ports = ConfigurationPorts::new(Arc::<Requests>::clone(&requests));
+        let bridge: Arc<dyn Function> = Arc::new(HostBridge::new());
+        let root = PciRoot::new([(0, bridge)]).unwrap();
+        let ports = ConfigurationPorts::new(root, Arc::<Requests>::clone(&requests));
         (ports, requests)
     }
 
@@ -144,7 +136,7 @@ mod tests {
     #[test]
     fn the_host_bridge_is_function_0_of_bus_0() {
         let (mut ports, _) = ports();
-        assert_eq!(configuration(&mut ports, ENABLE), 0x1237_8086);
+        assert_eq!(configuration(&mut ports, ENABLE), 0x29c0_8086);
         assert_eq!(configuration(&mut ports, ENABLE | 8) >> 16, 0x0600);
         let mut class = [0; 2];
         ports.read(DATA + 2, &mut class);

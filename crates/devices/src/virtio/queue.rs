@@ -1,0 +1,231 @@
+//! A virtqueue, seen from the device: `virtio-queue`'s, with chains checked as a whole and the
+//! interrupt that belongs to it.
+
+use super::chain::{Chain, ChainError};
+use super::signals::Signals;
+use belljar_memory::DmaMemory;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use thiserror::Error;
+use virtio_queue::{QueueOwnedT, QueueState, QueueT};
+
+/// What the driver has done wrong with a queue, so that the device cannot go on.
+#[derive(Debug, Error)]
+pub enum QueueError {
+    /// The rings.
+    #[error("the rings of queue {index} are broken")]
+    Rings {
+        /// The queue.
+        index: u16,
+        /// What of them.
+        #[source]
+        source: virtio_queue::Error,
+    },
+    /// A chain.
+    #[error("a chain in queue {index} is broken")]
+    Chain {
+        /// The queue.
+        index: u16,
+        /// What of it.
+        #[source]
+        source: ChainError,
+    },
+}
+
+/// What the driver says about a queue, and how far the device has come: the queue's whole state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueSetup {
+    /// The most entries.
+    pub max_size: u16,
+    /// Number of entries.
+    pub size: u16,
+    /// Whether the driver has enabled the queue.
+    pub enabled: bool,
+    /// Guest-physical address of the descriptor table.
+    pub descriptors: u64,
+    /// Guest-physical address of the driver's (available) ring.
+    pub driver: u64,
+    /// Guest-physical address of the device's (used) ring.
+    pub device: u64,
+    /// How many chains the device has taken, modulo 2^16.
+    pub next_available: u16,
+    /// How many chains the device has given back, modulo 2^16.
+    pub next_used: u16,
+}
+
+impl QueueSetup {
+    /// A queue of at most `max_size` entries after reset.
+    pub fn new(max_size: u16) -> Self {
+        Self {
+            max_size,
+            size: max_size,
+            enabled: false,
+            descriptors: 0,
+            driver: 0,
+            device: 0,
+            next_available: 0,
+            next_used: 0,
+        }
+    }
+}
+
+/// One virtqueue with the interrupt that tells the driver of what was given back.
+#[derive(Debug)]
+pub struct Queue {
+    index: u16,
+    queue: virtio_queue::Queue,
+    memory: Arc<DmaMemory>,
+    signals: Arc<Signals>,
+}
+
+impl Queue {
+    /// The queue that `setup` describes. A queue that is not enabled is empty.
+    ///
+    /// # Errors
+    /// [`QueueError::Rings`] if a ring of an enabled queue is misaligned or not RAM.
+    pub(super) fn new(
+        index: u16,
+        setup: &QueueSetup,
+        event_idx: bool,
+        memory: &Arc<DmaMemory>,
+        signals: &Arc<Signals>,
+    ) -> Result<Self, QueueError> {
+        let broken = |source| QueueError::Rings { index, source };
+        let state = QueueState {
+            max_size: setup.max_size,
+            next_avail: setup.next_available,
+            next_used: setup.next_used,
+            event_idx_enabled: event_idx,
+            size: setup.size,
+            ready: setup.enabled,
+            desc_table: setup.descriptors,
+            avail_ring: setup.driver,
+            used_ring: setup.device,
+        };
+        let queue = if setup.enabled {
+            virtio_queue::Queue::try_from(state).map_err(broken)?
+        } else {
+            virtio_queue::Queue::new(setup.max_size).map_err(broken)?
+        };
+        if setup.enabled && !queue.is_valid(&**memory) {
+            return Err(broken(virtio_queue::Error::QueueNotReady));
+        }
+        Ok(Self {
+            index,
+            queue,
+            memory: Arc::clone(memory),
+            signals: Arc::clone(signals),
+        })
+    }
+
+    /// How far the queue has come, for its state.
+    pub(super) fn progress(&self) -> (u16, u16) {
+        (self.queue.next_avail(), self.queue.next_used())
+    }
+
+    /// The queue's number.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Whether the driver has enabled the queue.
+    pub fn is_ready(&self) -> bool {
+        self.queue.ready()
+    }
+
+    /// Guest memory.
+    pub fn memory(&self) -> &Arc<DmaMemory> {
+        &self.memory
+    }
+
+    /// Takes the next chain; `None` if there is none. A driver that breaks the queue's rules is
+    /// asked for a reset, once, and its queue is empty from then on.
+    pub fn pop(&mut self) -> Option<Chain> {
+        match self.try_pop() {
+            Ok(chain) => chain,
+            Err(error) => {
+                self.fail(&error);
+                None
+            }
+        }
+    }
+
+    fn try_pop(&mut self) -> Result<Option<Chain>, QueueError> {
+        let index = self.index;
+        if !self.queue.ready() {
+            return Ok(None);
+        }
+        let (limit, memory) = (self.queue.size(), &*self.memory);
+        let mut available = self
+            .queue
+            .iter(memory)
+            .map_err(|source| QueueError::Rings { index, source })?;
+        let Some(descriptors) = available.next() else {
+            return Ok(None);
+        };
+        let head = descriptors.head_index();
+        Chain::collect(memory, head, limit, descriptors)
+            .map(Some)
+            .map_err(|source| QueueError::Chain { index, source })
+    }
+
+    /// Gives up a queue whose driver did what it must not, and asks the driver for a reset.
+    pub fn fail(&mut self, error: &dyn std::error::Error) {
+        let cause = error.source().map(ToString::to_string);
+        tracing::warn!(%error, cause, "the guest's driver broke a virtqueue's rules");
+        self.queue.set_ready(false);
+        self.signals.needs_reset();
+    }
+
+    /// Puts the chain that was taken last back, to be taken again.
+    pub fn put_back(&mut self, chain: Chain) {
+        drop(chain);
+        self.queue.go_to_previous_position();
+    }
+
+    /// Gives back the chain with the number `head`, into whose writable buffers the device wrote
+    /// `written` bytes. Chains may be given back in any order. The driver is told by
+    /// [`signal`](Self::signal).
+    pub fn complete(&mut self, head: u16, written: u32) {
+        if !self.queue.ready() {
+            return;
+        }
+        if let Err(source) = self.queue.add_used(&*self.memory, head, written) {
+            let index = self.index;
+            self.fail(&QueueError::Rings { index, source });
+        }
+    }
+
+    /// Tells the driver of what was given back since the last call, if it wants to know.
+    pub fn signal(&mut self) {
+        if !self.queue.ready() {
+            return;
+        }
+        match self.queue.needs_notification(&*self.memory) {
+            Ok(true) => self.signals.queue(self.index),
+            Ok(false) => {}
+            Err(source) => {
+                let index = self.index;
+                self.fail(&QueueError::Rings { index, source });
+            }
+        }
+    }
+
+    /// Asks the driver not to notify: the worker looks by itself.
+    pub fn disable_notifications(&mut self) {
+        if self.queue.ready() {
+            // It can fail only where the rings do, which the next access tells.
+            let _ = self.queue.disable_notification(&*self.memory);
+        }
+    }
+
+    /// Asks the driver to notify again. Tells whether there are chains already, for which no
+    /// notification may come.
+    pub fn enable_notifications(&mut self) -> bool {
+        self.queue.ready()
+            && self
+                .queue
+                .enable_notification(&*self.memory)
+                .unwrap_or(false)
+    }
+}

@@ -1,0 +1,133 @@
+//! What is plugged into the board: the devices on PCI, each in its slot.
+//!
+//! A device has the same slot whatever else the machine has, so that a guest finds it again.
+
+use crate::MachineError;
+use belljar_clock::Entropy;
+use belljar_devices::interrupts::Interrupts;
+use belljar_devices::layout;
+use belljar_devices::pci::{Function, HostBridge, LevelSink, MessageSink, PciRoot, SharedLine};
+use belljar_devices::virtio::rng::Rng;
+use belljar_devices::virtio::{VirtioDevice, VirtioPci, VirtioPciParts};
+use belljar_memory::{DmaMemory, GuestMemory};
+use std::fmt::Debug;
+use std::io;
+use std::sync::Arc;
+
+/// Slots.
+const BRIDGE: usize = 0;
+const RNG: usize = 1;
+
+/// A device that works beside the vCPUs.
+trait Worker: Send + Sync + Debug {
+    /// Stops the work and waits until nothing is in flight.
+    fn pause(&self);
+
+    /// Lets the work go on.
+    fn resume(&self);
+}
+
+impl<D: VirtioDevice> Worker for VirtioPci<D> {
+    fn pause(&self) {
+        VirtioPci::pause(self);
+    }
+
+    fn resume(&self) {
+        VirtioPci::resume(self);
+    }
+}
+
+/// The devices on PCI.
+#[derive(Debug)]
+pub(crate) struct Expansion {
+    root: Arc<PciRoot>,
+    workers: Vec<Arc<dyn Worker>>,
+}
+
+/// Takes devices and gives each its slot.
+#[derive(Debug)]
+struct Slots {
+    memory: Arc<DmaMemory>,
+    messages: Arc<dyn MessageSink>,
+    lines: Vec<Arc<SharedLine>>,
+    functions: Vec<(usize, Arc<dyn Function>)>,
+    workers: Vec<Arc<dyn Worker>>,
+}
+
+impl Slots {
+    fn new(memory: Arc<DmaMemory>, interrupts: &Arc<Interrupts>) -> Self {
+        let sink: Arc<dyn LevelSink> = Arc::<Interrupts>::clone(interrupts);
+        let gsi = |line| layout::PCI_GSI_BASE + line;
+        Self {
+            memory,
+            messages: Arc::<Interrupts>::clone(interrupts),
+            lines: (0..layout::PCI_LINES)
+                .map(|line| SharedLine::new(gsi(line), Arc::clone(&sink)))
+                .collect(),
+            functions: Vec::new(),
+            workers: Vec::new(),
+        }
+    }
+
+    /// Plugs a virtio device into `slot`.
+    fn virtio<D: VirtioDevice>(
+        &mut self,
+        slot: usize,
+        name: &str,
+        device: io::Result<D>,
+    ) -> Result<(), MachineError> {
+        let device = device.map_err(|source| MachineError::Device {
+            name: name.to_owned(),
+            source,
+        })?;
+        let line = slot % usize::from(layout::PCI_LINES);
+        let parts = VirtioPciParts {
+            memory: Arc::clone(&self.memory),
+            messages: Arc::clone(&self.messages),
+            line: Arc::clone(&self.lines[line]),
+        };
+        let device = VirtioPci::new(device, parts);
+        self.functions.push((slot, Arc::new(device.clone())));
+        self.workers.push(Arc::new(device));
+        Ok(())
+    }
+}
+
+impl Expansion {
+    /// The devices of a machine; without `entropy` only those that have no threads.
+    pub fn new(
+        memory: &GuestMemory,
+        interrupts: &Arc<Interrupts>,
+        entropy: Option<Arc<dyn Entropy>>,
+    ) -> Result<Self, MachineError> {
+        let dma = memory.dma().map_err(MachineError::Memory)?;
+        let mut slots = Slots::new(dma, interrupts);
+        slots.functions.push((BRIDGE, Arc::new(HostBridge::new())));
+        if let Some(entropy) = entropy {
+            slots.virtio(RNG, "rng", Rng::new(entropy))?;
+        }
+        Ok(Self {
+            root: PciRoot::new(slots.functions)?,
+            workers: slots.workers,
+        })
+    }
+
+    /// The bus.
+    pub fn root(&self) -> &Arc<PciRoot> {
+        &self.root
+    }
+
+    /// Stops the devices' work and waits until nothing is in flight.
+    pub fn pause(&self) {
+        for worker in &self.workers {
+            worker.pause();
+        }
+    }
+
+    /// Lets the devices' work go on.
+    pub fn resume(&self) {
+        for worker in &self.workers {
+            worker.resume();
+        }
+    }
+}
