@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use belljar_clock::{Clock, ManualClock};
+use belljar_clock::{Clock, ManualClock, SeededEntropy};
 use belljar_devices::acpi_pm::AcpiPm;
 use belljar_devices::bus::{Bus, SharedDevice};
 use belljar_devices::control::{MachineControl, PowerEvent};
@@ -12,11 +12,15 @@ use belljar_devices::interrupts::{Interrupts, IoApicPage, PicPorts};
 use belljar_devices::irq::{IrqLine, IrqSink};
 use belljar_devices::layout;
 use belljar_devices::paravirtual::Paravirtual;
-use belljar_devices::pci::ConfigurationPorts;
+use belljar_devices::pci::{
+    ConfigurationPorts, Ecam, Function, HostBridge, MemoryWindow, PciRoot, SharedLine,
+};
 use belljar_devices::pit::Pit;
 use belljar_devices::rtc::Rtc;
 use belljar_devices::serial::{Serial, SerialBackend};
 use belljar_devices::timers::{SharedTimed, TimerWake};
+use belljar_devices::virtio::rng::Rng;
+use belljar_devices::virtio::{VirtioPci, VirtioPciParts};
 use belljar_engine::Attention;
 use belljar_fuzz::Input;
 use belljar_memory::{GuestMemory, GuestPhysAddr};
@@ -54,6 +58,7 @@ struct Devices {
     interrupts: Arc<Interrupts>,
     paravirtual: Paravirtual,
     serial: Arc<Mutex<Serial>>,
+    root: Arc<PciRoot>,
     timed: Vec<Arc<dyn SharedTimed>>,
 }
 
@@ -82,6 +87,16 @@ fn devices() -> Devices {
         line(layout::MOUSE_IRQ),
         control.clone(),
     );
+    let bridge: Arc<dyn Function> = Arc::new(HostBridge::new());
+    let rng = Rng::new(Arc::new(SeededEntropy::new(0))).expect("the host has descriptors");
+    let parts = VirtioPciParts {
+        memory: MEMORY.dma().expect("the memory can be described"),
+        messages: interrupts.clone(),
+        line: SharedLine::new(layout::pci_gsi(1), interrupts.clone()),
+    };
+    let rng: Arc<dyn Function> = Arc::new(VirtioPci::new(rng, parts));
+    let root = PciRoot::new([(0, bridge), (1, rng)]).expect("the slots are apart");
+    root.firmware_handoff().expect("the window has room");
     let (mut ports, mut memory) = (Bus::new(), Bus::new());
     let on_ports: [(layout::Place, Arc<dyn SharedDevice>); 8] = [
         (layout::PIC, Arc::new(PicPorts(interrupts.clone()))),
@@ -92,7 +107,10 @@ fn devices() -> Devices {
         (layout::I8042, Arc::new(Mutex::new(keyboard))),
         (
             layout::PCI_CONFIGURATION,
-            Arc::new(Mutex::new(ConfigurationPorts::new(control.clone()))),
+            Arc::new(Mutex::new(ConfigurationPorts::new(
+                root.clone(),
+                control.clone(),
+            ))),
         ),
         (
             layout::DEBUG_EXIT,
@@ -105,6 +123,10 @@ fn devices() -> Devices {
     memory
         .attach(layout::IOAPIC, Arc::new(IoApicPage(interrupts.clone())))
         .expect("the bus is empty");
+    memory
+        .attach(layout::PCI_ECAM, Arc::new(Ecam(root.clone())))
+        .and_then(|()| memory.attach(layout::PCI_MEMORY, Arc::new(MemoryWindow(root.clone()))))
+        .expect("the places are apart");
     Devices {
         ports,
         memory,
@@ -113,11 +135,13 @@ fn devices() -> Devices {
         clock: manual,
         interrupts,
         serial,
+        root,
     }
 }
 
 /// The ports at which something answers.
-const PORTS: [(u16, u16); 7] = [
+const PORTS: [(u16, u16); 8] = [
+    (0xcf8, 8),
     (0x20, 0x60),
     (0x60, 0x20),
     (0xa0, 2),
@@ -144,7 +168,12 @@ fn step(devices: &Devices, input: &mut Input) {
                     .write(port, &input.u64().to_le_bytes()[..size]);
             }
         }
-        48..56 => devices.memory.read(ioapic(input), &mut data[..4]),
+        48..52 => devices.memory.read(ioapic(input), &mut data[..4]),
+        52..54 => devices.memory.read(pci(input), &mut data[..4]),
+        54..56 => {
+            let at = pci(input);
+            devices.memory.write(at, &input.u64().to_le_bytes());
+        }
         56..64 => {
             let at = ioapic(input);
             devices.memory.write(at, &input.u32().to_le_bytes());
@@ -173,11 +202,12 @@ fn step(devices: &Devices, input: &mut Input) {
         100..104 => {
             devices.interrupts.acknowledge(vcpu);
         }
-        104..108 => {
+        104..107 => {
             let bytes = input.take(usize::from(choice & 0x1f));
             let mut serial = devices.serial.lock().expect("no device panics");
             serial.receive(bytes);
         }
+        107 => put_in_memory(input),
         108..110 => devices.interrupts.deliver_msi(input.u64(), input.u32()),
         _ => pass_time(devices, u64::from(input.u32())),
     }
@@ -200,6 +230,23 @@ fn ioapic(input: &mut Input) -> u64 {
     layout::IOAPIC_BASE + u64::from(input.u8() & 0x7f)
 }
 
+/// An address in PCI's configuration space or at the registers of its device.
+fn pci(input: &mut Input) -> u64 {
+    let low = u64::from(input.u16());
+    if low & 1 << 15 == 0 {
+        layout::PCI_MEMORY.base + low
+    } else {
+        layout::PCI_ECAM.base + (1 << 15) + (low & 0xff)
+    }
+}
+
+/// Writes into the low 64 KiB of RAM, where rings may be.
+fn put_in_memory(input: &mut Input) {
+    let at = GuestPhysAddr(input.u16().into());
+    let bytes = input.take(16);
+    MEMORY.write(at, bytes).expect("it is RAM");
+}
+
 fn lapic(input: &mut Input) -> GuestPhysAddr {
     GuestPhysAddr(layout::LAPIC_BASE + (u64::from(input.u8()) << 4))
 }
@@ -218,4 +265,6 @@ fuzz_target!(|data: &[u8]| {
     while !input.is_empty() {
         step(&devices, &mut input);
     }
+    // No device hangs, whatever it was given to do.
+    devices.root.reset();
 });

@@ -11,7 +11,8 @@
 //! - [`interrupts`] is the fabric between devices and vCPUs, made of [`pic`], [`ioapic`] and
 //!   [`lapic`], which send each other what [`message`] defines.
 //! - [`control`] is what devices ask of the machine: power-off, reset.
-//! - [`pci`] is the bus of devices that are found by asking, and [`virtio`] are devices on it.
+//! - [`pci`] is the bus of devices that are found by asking, and [`virtio`] are devices on it. What
+//!   they exchange with drivers lies in [`buffers`]; [`disk`] is what disks of any kind stand on.
 //! - [`serial`], [`pit`], [`rtc`], [`i8042`], [`acpi_pm`], [`debug_exit`] and [`paravirtual`] are
 //!   the devices.
 //!
@@ -22,9 +23,11 @@
 #![forbid(unsafe_code)]
 
 pub mod acpi_pm;
+pub mod buffers;
 pub mod bus;
 pub mod control;
 pub mod debug_exit;
+pub mod disk;
 pub mod i8042;
 pub mod interrupts;
 pub mod ioapic;

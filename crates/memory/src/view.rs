@@ -44,7 +44,7 @@ impl WrittenSlice<'_> {
     }
 }
 
-impl<'a> WithBitmapSlice<'a> for WrittenSlice<'_> {
+impl WithBitmapSlice<'_> for WrittenSlice<'_> {
     type S = Self;
 }
 

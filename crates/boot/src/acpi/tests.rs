@@ -97,7 +97,7 @@ fn the_fixed_hardware_is_where_the_board_has_it() {
             [1, len * 8],
             "{port:#x}"
         );
-        assert_eq!(u64_at(&fadt, wide_offset + 4), port.into());
+        assert_eq!(u64_at(&fadt, wide_offset + 4), u64::from(port));
     }
     assert_eq!(
         (fadt[116], u64_at(&fadt, 120), fadt[128]),

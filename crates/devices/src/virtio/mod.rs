@@ -11,13 +11,15 @@
 //! No work is done on a vCPU's thread: what the guest writes to notify a queue rings a [`Bell`],
 //! which takes no lock and wakes the worker. The worker takes [`Chain`]s from its [`Queue`]s, which
 //! are checked as a whole before it sees them, and gives them back with
-//! [`complete`](Queue::complete). [`Buffers`] reads and writes guest memory within the chain.
+//! [`complete`](Queue::complete). [`Buffers`](crate::buffers::Buffers) reads and writes guest memory
+//! within the chain.
 //!
 //! A worker can be stopped at any time: by a reset of the guest, a pause or the machine's end. It
 //! then finishes or puts back what it has taken from the queues, and returns them. So reset, pause
 //! and saving are one mechanism: a device that does not run has no request in flight.
 
 mod bell;
+pub mod block;
 mod chain;
 mod pci;
 mod queue;
@@ -27,7 +29,7 @@ mod signals;
 mod worker;
 
 pub use bell::{Bell, Doorbell};
-pub use chain::{Buffer, Buffers, Chain, ChainError};
+pub use chain::{Chain, ChainError};
 pub use pci::{VirtioPci, VirtioPciParts, VirtioPciState};
 pub use queue::{Queue, QueueError, QueueSetup};
 pub use signals::Signals;

@@ -440,11 +440,11 @@ impl<D: VirtioDevice> Inner<D> {
                 u64::from(negotiated.status | if needs_reset { NEEDS_RESET } else { 0 })
             }
             Field::Generation => self.signals.generation().into(),
-            Field::QueueSelect => negotiated.queue_select.into(),
             Field::QueueSize => of_queue(|q| q.size.into()),
             Field::QueueVector => self.signals.queue_vector(negotiated.queue_select).into(),
             Field::QueueEnable => of_queue(|q| q.enabled.into()),
-            Field::QueueNotifyOffset => negotiated.queue_select.into(),
+            // A queue's place among the notification addresses is its number.
+            Field::QueueSelect | Field::QueueNotifyOffset => negotiated.queue_select.into(),
             Field::QueueDescriptors => of_queue(|q| q.descriptors),
             Field::QueueDriver => of_queue(|q| q.driver),
             Field::QueueDevice => of_queue(|q| q.device),

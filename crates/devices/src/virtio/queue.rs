@@ -6,6 +6,7 @@ use super::signals::Signals;
 use belljar_memory::DmaMemory;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use thiserror::Error;
 use virtio_queue::{QueueOwnedT, QueueState, QueueT};
 
@@ -20,6 +21,12 @@ pub enum QueueError {
         /// What of them.
         #[source]
         source: virtio_queue::Error,
+    },
+    /// More chains under way than the queue has entries.
+    #[error("queue {index} has more chains under way than entries")]
+    TooMany {
+        /// The queue.
+        index: u16,
     },
     /// A chain.
     #[error("a chain in queue {index} is broken")]
@@ -73,9 +80,11 @@ impl QueueSetup {
 #[derive(Debug)]
 pub struct Queue {
     index: u16,
-    queue: virtio_queue::Queue,
+    rings: virtio_queue::Queue,
     memory: Arc<DmaMemory>,
     signals: Arc<Signals>,
+    /// Chains that were taken and not yet given back.
+    taken: u16,
 }
 
 impl Queue {
@@ -102,25 +111,26 @@ impl Queue {
             avail_ring: setup.driver,
             used_ring: setup.device,
         };
-        let queue = if setup.enabled {
+        let rings = if setup.enabled {
             virtio_queue::Queue::try_from(state).map_err(broken)?
         } else {
             virtio_queue::Queue::new(setup.max_size).map_err(broken)?
         };
-        if setup.enabled && !queue.is_valid(&**memory) {
+        if setup.enabled && !rings.is_valid(&**memory) {
             return Err(broken(virtio_queue::Error::QueueNotReady));
         }
         Ok(Self {
             index,
-            queue,
+            rings,
             memory: Arc::clone(memory),
             signals: Arc::clone(signals),
+            taken: 0,
         })
     }
 
     /// How far the queue has come, for its state.
     pub(super) fn progress(&self) -> (u16, u16) {
-        (self.queue.next_avail(), self.queue.next_used())
+        (self.rings.next_avail(), self.rings.next_used())
     }
 
     /// The queue's number.
@@ -130,7 +140,7 @@ impl Queue {
 
     /// Whether the driver has enabled the queue.
     pub fn is_ready(&self) -> bool {
-        self.queue.ready()
+        self.rings.ready()
     }
 
     /// Guest memory.
@@ -152,45 +162,57 @@ impl Queue {
 
     fn try_pop(&mut self) -> Result<Option<Chain>, QueueError> {
         let index = self.index;
-        if !self.queue.ready() {
+        if !self.rings.ready() {
             return Ok(None);
         }
-        let (limit, memory) = (self.queue.size(), &*self.memory);
+        let (limit, memory) = (self.rings.size(), &*self.memory);
+        if self.taken >= limit {
+            // No driver has more chains under way than the queue has entries: one who claims to
+            // must not make devices work without bound. What was taken is given back first.
+            return match self.rings.avail_idx(memory, Ordering::Acquire) {
+                Ok(index) if index.0 == self.rings.next_avail() => Ok(None),
+                Ok(_) => Err(QueueError::TooMany { index }),
+                Err(source) => Err(QueueError::Rings { index, source }),
+            };
+        }
         let mut available = self
-            .queue
+            .rings
             .iter(memory)
             .map_err(|source| QueueError::Rings { index, source })?;
         let Some(descriptors) = available.next() else {
             return Ok(None);
         };
         let head = descriptors.head_index();
-        Chain::collect(memory, head, limit, descriptors)
-            .map(Some)
-            .map_err(|source| QueueError::Chain { index, source })
+        let chain = Chain::collect(memory, head, limit, descriptors)
+            .map_err(|source| QueueError::Chain { index, source })?;
+        self.taken += 1;
+        Ok(Some(chain))
     }
 
     /// Gives up a queue whose driver did what it must not, and asks the driver for a reset.
     pub fn fail(&mut self, error: &dyn std::error::Error) {
         let cause = error.source().map(ToString::to_string);
         tracing::warn!(%error, cause, "the guest's driver broke a virtqueue's rules");
-        self.queue.set_ready(false);
+        self.rings.set_ready(false);
         self.signals.needs_reset();
     }
 
     /// Puts the chain that was taken last back, to be taken again.
     pub fn put_back(&mut self, chain: Chain) {
         drop(chain);
-        self.queue.go_to_previous_position();
+        self.taken = self.taken.saturating_sub(1);
+        self.rings.go_to_previous_position();
     }
 
     /// Gives back the chain with the number `head`, into whose writable buffers the device wrote
     /// `written` bytes. Chains may be given back in any order. The driver is told by
     /// [`signal`](Self::signal).
     pub fn complete(&mut self, head: u16, written: u32) {
-        if !self.queue.ready() {
+        if !self.rings.ready() {
             return;
         }
-        if let Err(source) = self.queue.add_used(&*self.memory, head, written) {
+        self.taken = self.taken.saturating_sub(1);
+        if let Err(source) = self.rings.add_used(&*self.memory, head, written) {
             let index = self.index;
             self.fail(&QueueError::Rings { index, source });
         }
@@ -198,10 +220,10 @@ impl Queue {
 
     /// Tells the driver of what was given back since the last call, if it wants to know.
     pub fn signal(&mut self) {
-        if !self.queue.ready() {
+        if !self.rings.ready() {
             return;
         }
-        match self.queue.needs_notification(&*self.memory) {
+        match self.rings.needs_notification(&*self.memory) {
             Ok(true) => self.signals.queue(self.index),
             Ok(false) => {}
             Err(source) => {
@@ -213,18 +235,18 @@ impl Queue {
 
     /// Asks the driver not to notify: the worker looks by itself.
     pub fn disable_notifications(&mut self) {
-        if self.queue.ready() {
+        if self.rings.ready() {
             // It can fail only where the rings do, which the next access tells.
-            let _ = self.queue.disable_notification(&*self.memory);
+            let _ = self.rings.disable_notification(&*self.memory);
         }
     }
 
     /// Asks the driver to notify again. Tells whether there are chains already, for which no
     /// notification may come.
     pub fn enable_notifications(&mut self) -> bool {
-        self.queue.ready()
+        self.rings.ready()
             && self
-                .queue
+                .rings
                 .enable_notification(&*self.memory)
                 .unwrap_or(false)
     }

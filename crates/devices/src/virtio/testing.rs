@@ -16,7 +16,7 @@ const DESCRIPTORS: u64 = 0;
 const AVAILABLE: u64 = 0x1000;
 const USED: u64 = 0x2000;
 /// How long a device may take.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
@@ -121,6 +121,10 @@ impl<D: VirtioDevice> Driver<D> {
         let available = Self::ring(queue) + AVAILABLE;
         let next = &mut self.next[usize::from(queue)];
         let slot = available + 4 + 2 * u64::from(*next % SIZE);
+        // The driver wants to know when this chain, and none before it, is given back.
+        let event = available + 4 + 2 * u64::from(SIZE);
+        let wanted = next.to_le_bytes();
+        self.memory.write(GuestPhysAddr(event), &wanted).unwrap();
         *next = next.wrapping_add(1);
         let write = |at, value: u16| self.memory.write(GuestPhysAddr(at), &value.to_le_bytes());
         write(slot, head).unwrap();

@@ -160,7 +160,7 @@ fn a_loop_that_changes_its_own_operand_sees_each_change() {
     cpu.gpr[Gpr::Rcx as usize] = 50;
     cpu.gpr[Gpr::Rbx as usize] = CODE + 1;
     let mut machine = Machine::with_state(&code, cpu);
-    assert_eq!(machine.run().gpr[Gpr::Rax as usize], (1..=50).sum());
+    assert_eq!(machine.run().gpr[Gpr::Rax as usize], (1..=50).sum::<u64>());
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn data_beside_code_can_be_written_all_the_time() {
     let mut machine = Machine::with_state(&code, cpu);
     machine.write(CODE + 0x400, &[0xc3]);
     machine.run();
-    assert_eq!(machine.word(CODE + 0x800), (1..=2000).sum());
+    assert_eq!(machine.word(CODE + 0x800), (1..=2000).sum::<u64>());
 }
 
 #[test]

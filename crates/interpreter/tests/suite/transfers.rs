@@ -35,7 +35,7 @@ fn calls_nest_deeply() {
     cpu.gpr[Gpr::Rdx as usize] = 0;
     let mut machine = Machine::with_state(&code, cpu);
     let state = machine.run();
-    assert_eq!(state.gpr[Gpr::Rax as usize], (1..=20_000).sum());
+    assert_eq!(state.gpr[Gpr::Rax as usize], (1..=20_000).sum::<u64>());
     assert_eq!(state.gpr[Gpr::Rdx as usize], 19_999);
     assert_eq!(state.gpr[Gpr::Rsp as usize], STACK);
 }
