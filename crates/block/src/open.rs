@@ -2,14 +2,12 @@
 
 use crate::lock::open_locked;
 use crate::{
-    BlockError, Disk, DiskConfig, Format, Limits, Overlay, RawFile, Storage, TemporaryOverlay,
+    BlockError, Disk, DiskConfig, Format, Limits, Overlay, Qcow2Image, RawFile, Storage,
+    TemporaryOverlay, header,
 };
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-
-/// How a qcow2 image begins.
-const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
 
 /// Opens a disk.
 ///
@@ -35,7 +33,14 @@ fn open_storage(config: &DiskConfig) -> Result<Box<dyn Storage>, BlockError> {
             let overlay = TemporaryOverlay::new(below).map_err(BlockError::Temporary)?;
             Ok(Box::new(overlay))
         }
-        Some(Overlay::File(file)) => Err(unsupported(file, "qcow2")),
+        Some(Overlay::File(overlay)) => {
+            let format = config.format();
+            if config.format.is_none() && format == Format::Raw {
+                refuse_ambiguous(&config.file, &open_locked(&config.file, false)?)?;
+            }
+            let image = Qcow2Image::open_overlay(overlay, &config.file, format)?;
+            Ok(Box::new(image))
+        }
     }
 }
 
@@ -43,14 +48,7 @@ fn open_storage(config: &DiskConfig) -> Result<Box<dyn Storage>, BlockError> {
 fn open_image(config: &DiskConfig, read_only: bool) -> Result<Box<dyn Storage>, BlockError> {
     match config.format() {
         Format::Raw => open_raw(config, read_only),
-        Format::Qcow2 => Err(unsupported(&config.file, "qcow2")),
-    }
-}
-
-fn unsupported(file: &Path, what: &str) -> BlockError {
-    BlockError::Image {
-        file: file.to_owned(),
-        reason: format!("this version does not know {what}"),
+        Format::Qcow2 => Ok(Box::new(Qcow2Image::open(&config.file, read_only)?)),
     }
 }
 
@@ -71,7 +69,7 @@ fn open_raw(config: &DiskConfig, read_only: bool) -> Result<Box<dyn Storage>, Bl
 fn refuse_ambiguous(path: &Path, file: &File) -> Result<(), BlockError> {
     let mut magic = [0; 4];
     match file.read_exact_at(&mut magic, 0) {
-        Ok(()) if magic == QCOW2_MAGIC => Err(BlockError::Ambiguous(path.to_owned())),
+        Ok(()) if magic == header::MAGIC => Err(BlockError::Ambiguous(path.to_owned())),
         _ => Ok(()),
     }
 }
