@@ -1,7 +1,7 @@
 //! The command line: flags fill a [`MachineConfig`], over what a configuration file says.
 
 use crate::commands::{AttachOptions, ListOptions, LogsOptions, Names, StatsOptions, StopOptions};
-use belljar_machine::{ConfigError, ConsoleChoice, EngineChoice, MachineConfig, Size};
+use belljar_machine::{ConfigError, ConsoleChoice, EngineChoice, MachineConfig, NetChoice, Size};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -119,6 +119,17 @@ pub struct RunOptions {
     /// stdio, or none for a machine that is started detached]
     #[arg(long, value_name = "WHERE")]
     console: Option<ConsoleChoice>,
+    /// Attach a network card to a network: user (TCP/IP through this host, without privileges),
+    /// tap=NAME (a tap device of this host that you own), switch=NAME (other machines of yours), or
+    /// none; can be given several times [default: none]
+    ///
+    /// Options follow after commas. For all: mac=52:54:00:12:34:56, and rate=BITS a second in each
+    /// direction (K, M, G). For user: forward=[tcp:|udp:][HOSTADDR:]HOSTPORT:GUESTPORT (on
+    /// 127.0.0.1 if there is no HOSTADDR; can be repeated), local=off (neither private networks nor
+    /// this host's own addresses), restrict=on (nothing but forwards), loopback=on (10.0.2.2 is
+    /// this host's 127.0.0.1).
+    #[arg(long, value_name = "NETWORK")]
+    net: Vec<NetChoice>,
     /// Let a guest end the machine by writing VALUE to port 0xf4, with exit status (VALUE << 1) | 1
     #[arg(long)]
     debug_exit: bool,
@@ -152,6 +163,9 @@ impl RunOptions {
         config.memory = self.memory.unwrap_or(config.memory);
         config.cpus = self.cpus.unwrap_or(config.cpus);
         config.console = self.console.unwrap_or(config.console);
+        if !self.net.is_empty() {
+            config.net = Some(NetChoice::cards(self.net)?);
+        }
         config.debug_exit |= self.debug_exit;
         config.no_reboot |= self.no_reboot;
         config.name = self.name.or(config.name);
@@ -208,10 +222,23 @@ mod tests {
     }
 
     #[test]
+    fn networks_add_up_and_none_is_none() {
+        let cards = |arguments: &[&str]| config(arguments).unwrap().net.map(|net| net.len());
+        assert_eq!(cards(&[]), None);
+        assert_eq!(cards(&["--net", "none"]), Some(0));
+        assert_eq!(
+            cards(&["--net", "user,forward=2222:22", "--net", "switch=lab"]),
+            Some(2)
+        );
+        assert!(Cli::try_parse_from(["belljar", "run", "--net", "wifi"]).is_err());
+    }
+
+    #[test]
     fn what_does_not_go_together_is_refused() {
         for arguments in [
             &["--cpus", "0"][..],
             &["--initrd", "i"],
+            &["--net", "user", "--net", "none"],
             &["--kernel", "k", "--suite", "trixie"],
         ] {
             assert!(config(arguments).is_err(), "{arguments:?}");

@@ -2,6 +2,7 @@
 //! format.
 
 use crate::Size;
+use belljar_net::{BadNet, CardConfig};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,8 @@ pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
 const LONGEST_NAME: usize = 64;
 /// The longest command line, in bytes. Linux itself takes 2047.
 const LONGEST_CMDLINE: usize = 65535;
+/// The most network cards.
+pub const MOST_CARDS: usize = 8;
 
 /// Everything that is to be said about a machine before it is made.
 ///
@@ -43,6 +46,8 @@ pub struct MachineConfig {
     pub engine: EngineChoice,
     /// Where the guest's serial console goes.
     pub console: ConsoleChoice,
+    /// The network cards; if nothing is said of them, what the guest's kind needs: none for a kernel.
+    pub net: Option<Vec<CardConfig>>,
     /// Whether a write to port 0xf4 ends the machine.
     pub debug_exit: bool,
     /// Whether a reset ends the machine instead of starting it anew.
@@ -61,6 +66,7 @@ impl Default for MachineConfig {
             cpus: 1,
             engine: EngineChoice::Auto,
             console: ConsoleChoice::Stdio,
+            net: None,
             debug_exit: false,
             no_reboot: false,
         }
@@ -101,12 +107,20 @@ impl MachineConfig {
         if self.kernel.is_some() && self.suite.is_some() {
             return Err(ConfigError::SuiteWithKernel);
         }
+        if self.cards().len() > MOST_CARDS {
+            return Err(ConfigError::Cards(self.cards().len()));
+        }
         match &self.cmdline {
             Some(line) if line.len() > LONGEST_CMDLINE || line.contains('\0') => {
                 Err(ConfigError::Cmdline(line.len()))
             }
             _ => Ok(()),
         }
+    }
+
+    /// The network cards, none if nothing was said of them.
+    pub fn cards(&self) -> &[CardConfig] {
+        self.net.as_deref().unwrap_or_default()
     }
 
     /// The kernel's command line, [`DEFAULT_CMDLINE`] if none was given.
@@ -163,6 +177,12 @@ pub enum ConfigError {
     /// The terminal as the console of a machine that has none.
     #[error("a machine that is started detached has no terminal: attach with `belljar console`")]
     DetachedConsole,
+    /// No card, and cards.
+    #[error("--net none cannot go with other network cards")]
+    NoneAmongCards,
+    /// More network cards than a machine has slots for.
+    #[error("a machine cannot have {0} network cards ({MOST_CARDS} at most)")]
+    Cards(usize),
     /// A command line that cannot be handed to a kernel.
     #[error("the command line of {0} bytes is too long or contains a zero byte")]
     Cmdline(usize),
@@ -220,6 +240,48 @@ impl FromStr for EngineChoice {
 impl fmt::Display for EngineChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+/// What one `--net` says: a card, or that there is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetChoice {
+    /// No card.
+    None,
+    /// A card.
+    Card(CardConfig),
+}
+
+impl NetChoice {
+    /// The cards that several choices make together.
+    ///
+    /// # Errors
+    /// [`ConfigError::NoneAmongCards`].
+    pub fn cards(choices: Vec<Self>) -> Result<Vec<CardConfig>, ConfigError> {
+        let count = choices.len();
+        let cards: Vec<CardConfig> = choices
+            .into_iter()
+            .filter_map(|choice| match choice {
+                Self::None => None,
+                Self::Card(card) => Some(card),
+            })
+            .collect();
+        if cards.len() == count || count == 1 {
+            Ok(cards)
+        } else {
+            Err(ConfigError::NoneAmongCards)
+        }
+    }
+}
+
+impl FromStr for NetChoice {
+    type Err = BadNet;
+
+    fn from_str(text: &str) -> Result<Self, BadNet> {
+        if text == "none" {
+            return Ok(Self::None);
+        }
+        text.parse().map(Self::Card)
     }
 }
 
@@ -300,13 +362,16 @@ mod tests {
     fn a_file_says_what_the_flags_say() {
         let config: MachineConfig = toml::from_str(
             "kernel = \"/boot/vmlinuz\"\nmemory = \"512M\"\ncpus = 2\nengine = \"interpreter\"\n\
-             console = \"file=/tmp/log\"\ndebug-exit = true\nno-reboot = true\n",
+             console = \"file=/tmp/log\"\ndebug-exit = true\nno-reboot = true\n\
+             net = [\"user,forward=2222:22\", \"tap=vm0\"]\n",
         )
         .unwrap();
         assert_eq!(config.memory.bytes(), 512 << 20);
         assert_eq!(config.engine, EngineChoice::Interpreter);
         assert_eq!(config.console, ConsoleChoice::File("/tmp/log".into()));
         assert!(config.debug_exit && config.no_reboot);
+        let cards: Vec<String> = config.cards().iter().map(CardConfig::to_string).collect();
+        assert_eq!(cards, ["user,forward=tcp:127.0.0.1:2222:22", "tap=vm0"]);
         config.validate().unwrap();
     }
 
@@ -330,6 +395,8 @@ mod tests {
             "memory = \"much\"",
             "console = \"file=\"",
             "console = \"vga\"",
+            "net = \"user\"",
+            "net = [\"none\"]",
         ] {
             assert!(toml::from_str::<MachineConfig>(text).is_err(), "{text}");
         }
@@ -353,6 +420,7 @@ mod tests {
         }
         assert!(with(|c| c.initrd = Some("x".into())).is_err());
         assert!(with(|c| c.cmdline = Some("a\0b".to_owned())).is_err());
+        assert!(with(|c| c.net = Some(vec![CardConfig::user(); 9])).is_err());
         assert!(with(|_| ()).is_ok());
     }
 }

@@ -65,6 +65,15 @@ pub enum MachineError {
         #[source]
         source: std::io::Error,
     },
+    /// A card cannot be attached to its network.
+    #[error("cannot make the network card {card}")]
+    Network {
+        /// The card.
+        card: String,
+        /// Why.
+        #[source]
+        source: belljar_net::AttachError,
+    },
     /// The host has no randomness.
     #[error("the host gives no randomness")]
     Entropy(#[source] std::io::Error),

@@ -2,11 +2,12 @@
 //!
 //! A device has the same slot whatever else the machine has, so that a guest finds it again.
 
-use crate::MachineError;
-use belljar_clock::Entropy;
+use crate::{CardConfig, MachineError};
+use belljar_clock::{Clock, Entropy};
 use belljar_devices::interrupts::Interrupts;
 use belljar_devices::layout;
 use belljar_devices::pci::{Function, HostBridge, LevelSink, MessageSink, PciRoot, SharedLine};
+use belljar_devices::virtio::net::Net;
 use belljar_devices::virtio::rng::Rng;
 use belljar_devices::virtio::{VirtioDevice, VirtioPci, VirtioPciParts};
 use belljar_memory::{DmaMemory, GuestMemory};
@@ -17,6 +18,8 @@ use std::sync::Arc;
 /// Slots.
 const BRIDGE: usize = 0;
 const RNG: usize = 1;
+/// The first network card; the others follow.
+const NET: usize = 3;
 
 /// A device that works beside the vCPUs.
 trait Worker: Send + Sync + Debug {
@@ -93,18 +96,43 @@ impl Slots {
     }
 }
 
+impl Slots {
+    /// Plugs network card number `index` in, attached to its network.
+    fn card(
+        &mut self,
+        index: u8,
+        config: &CardConfig,
+        clock: &Arc<dyn Clock>,
+        entropy: &Arc<dyn Entropy>,
+    ) -> Result<(), MachineError> {
+        let card = belljar_net::attach(config, index, clock, entropy).map_err(|source| {
+            MachineError::Network {
+                card: config.to_string(),
+                source,
+            }
+        })?;
+        let device = Net::new(card.mac, card.rate, card.network, Arc::clone(clock));
+        self.virtio(NET + usize::from(index), "net", device)
+    }
+}
+
 impl Expansion {
     /// The devices of a machine; without `entropy` only those that have no threads.
     pub fn new(
         memory: &GuestMemory,
         interrupts: &Arc<Interrupts>,
+        clock: &Arc<dyn Clock>,
         entropy: Option<Arc<dyn Entropy>>,
+        cards: &[CardConfig],
     ) -> Result<Self, MachineError> {
         let dma = memory.dma().map_err(MachineError::Memory)?;
         let mut slots = Slots::new(dma, interrupts);
         slots.functions.push((BRIDGE, Arc::new(HostBridge::new())));
         if let Some(entropy) = entropy {
-            slots.virtio(RNG, "rng", Rng::new(entropy))?;
+            slots.virtio(RNG, "rng", Rng::new(Arc::clone(&entropy)))?;
+            for (index, card) in (0_u8..).zip(cards) {
+                slots.card(index, card, clock, &entropy)?;
+            }
         }
         Ok(Self {
             root: PciRoot::new(slots.functions)?,

@@ -28,8 +28,10 @@ mod stepped;
 mod vcpu;
 mod wiring;
 
+pub use belljar_net::CardConfig;
 pub use config::{
-    BadChoice, ConfigError, ConsoleChoice, DEFAULT_CMDLINE, EngineChoice, MOST_CPUS, MachineConfig,
+    BadChoice, ConfigError, ConsoleChoice, DEFAULT_CMDLINE, EngineChoice, MOST_CARDS, MOST_CPUS,
+    MachineConfig, NetChoice,
 };
 pub use console::{ConsoleInput, ConsoleOutput};
 pub use engines::choose as choose_engine;

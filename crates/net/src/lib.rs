@@ -9,7 +9,8 @@
 //!   bytes over sockets of the host. It has a DHCP server, forwards DNS queries and ports, and says
 //!   in [`policy`] what a guest may reach.
 //! - [`tap`] is a tap device of the host, [`switch`] a switch between machines of one user.
-//! - [`config`] is what the command line and the configuration file say of a card.
+//! - [`config`] is what the command line and the configuration file say of a card, and [`attach()`]
+//!   makes the network of it.
 //! - [`rate`] limits what goes through a card.
 //! - [`wire`] has the formats of packets; everything that a guest sends is parsed there.
 //!
@@ -18,6 +19,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod attach;
 pub mod backend;
 pub mod config;
 pub mod policy;
@@ -31,6 +33,7 @@ pub mod user;
 pub mod vnet;
 pub mod wire;
 
+pub use attach::{AttachError, Card, attach};
 pub use backend::{Backend, Guest, GuestOffloads, Progress, Transmit};
 pub use config::{Attachment, BadNet, CardConfig, Forward, Transport, UserOptions};
 pub use vnet::{Gso, GsoKind, PartialChecksum, VnetHeader};

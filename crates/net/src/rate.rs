@@ -5,6 +5,11 @@ use belljar_clock::Nanos;
 /// The shortest time that a bucket can save up for, in nanoseconds.
 const BURST: u64 = 20_000_000;
 
+/// Bytes of Ethernet's and IP's headers.
+const LOWER_HEADERS: usize = 34;
+/// The least bytes that a frame counts for.
+const LEAST: usize = 20;
+
 /// A token bucket: over any long time at most the rate goes through, plus one burst.
 ///
 /// A frame goes through whenever the bucket is not in debt, and its bytes are owed then; so the size
@@ -59,9 +64,10 @@ impl TokenBucket {
         Err(now.after(u64::try_from(wait).unwrap_or(u64::MAX)))
     }
 
-    /// A frame of so many bytes has gone through.
+    /// A frame of so many bytes has gone through. What counts is the payload of its IP packet: the
+    /// lower headers of a large frame are there once, though it stands for many packets.
     pub fn take(&mut self, bytes: usize) {
-        self.saved -= Self::cost(bytes);
+        self.saved -= Self::cost(bytes.saturating_sub(LOWER_HEADERS).max(LEAST));
     }
 }
 
@@ -86,7 +92,7 @@ mod tests {
                     Ok(()) => {
                         let size = *sizes.next().unwrap();
                         bucket.take(size);
-                        bytes += size as u64;
+                        bytes += (size - LOWER_HEADERS) as u64;
                         // A little time for each frame.
                         now = now.after(200);
                     }

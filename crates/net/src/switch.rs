@@ -285,6 +285,35 @@ impl SwitchPort {
     }
 }
 
+/// The directory of the user's switch `name`, in the folder where Belljar keeps what lives no longer
+/// than its machines: `BELLJAR_RUNTIME_DIR` if that is set, else `belljar` in `XDG_RUNTIME_DIR` or
+/// `/run/user/UID`, else `/tmp/belljar-UID`.
+///
+/// # Errors
+/// [`SwitchError::Directory`] and [`SwitchError::NotPrivate`], of the folders in which it lies.
+pub fn directory(name: &str) -> Result<PathBuf, SwitchError> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let user = rustix::process::getuid().as_raw();
+    let home = set("BELLJAR_RUNTIME_DIR").map_or_else(
+        || {
+            let candidates = [
+                set("XDG_RUNTIME_DIR").map(PathBuf::from),
+                Some(PathBuf::from(format!("/run/user/{user}"))),
+            ];
+            let session = candidates.into_iter().flatten().find(|path| path.is_dir());
+            session.map_or_else(
+                || PathBuf::from(format!("/tmp/belljar-{user}")),
+                |session| session.join("belljar"),
+            )
+        },
+        PathBuf::from,
+    );
+    let switches = home.join(".switch");
+    prepare(&home)?;
+    prepare(&switches)?;
+    Ok(switches.join(name))
+}
+
 /// Makes the directory of a switch, and looks whether it is the user's alone.
 fn prepare(directory: &Path) -> Result<(), SwitchError> {
     let failed = |source| SwitchError::Directory {

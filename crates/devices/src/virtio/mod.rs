@@ -21,6 +21,7 @@
 mod bell;
 pub mod block;
 mod chain;
+pub mod net;
 mod pci;
 mod queue;
 mod registers;
