@@ -6,7 +6,7 @@
 
 use crate::header;
 use crate::lock::{lock, open_locked};
-use crate::{BlockError, Format};
+use crate::{BlockError, Format, tables};
 use imago::file::File as ImageFile;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
@@ -81,6 +81,13 @@ fn open_any(
 fn open_alone(path: &Path, write: bool) -> Result<Qcow2<ImageFile>, BlockError> {
     let file = open_locked(path, write)?;
     header::check(&file, write).map_err(|error| bad(path, error))?;
+    let counted = tables::check(&file, write).map_err(|error| bad(path, error))?;
+    if counted != 0 {
+        tracing::warn!(
+            file = %path.display(), clusters = counted,
+            "the host lost power while the image was in use: counted clusters that were not"
+        );
+    }
     let image = ImageFile::try_from(file).and_then(|file| Qcow2::open_image(file, write));
     let mut image = image.map_err(|error| bad(path, error))?;
     image.set_data_file(None);

@@ -24,6 +24,7 @@ mod overlay;
 mod qcow2;
 mod raw;
 mod storage;
+mod tables;
 
 pub use config::{BadDisk, DiskConfig, Format, Interface, Overlay};
 pub use disk::{Disk, Done, Request};

@@ -11,6 +11,7 @@ use belljar_memory::Segments;
 use imago::FormatAccess;
 use imago::file::File as ImageFile;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
@@ -20,9 +21,12 @@ const CHUNK: u64 = 1 << 18;
 
 /// A qcow2 image with the images behind it.
 #[derive(Debug)]
-pub struct Qcow2Image {
+pub struct Qcow2Image<F: imago::Storage + 'static = ImageFile> {
     /// Held for writing while clusters are given up, which others may be reading.
-    access: RwLock<FormatAccess<ImageFile>>,
+    access: RwLock<FormatAccess<F>>,
+    /// Clusters were given up since everything was made to last. They must not be used again before the host's
+    /// disk knows: else, after a power cut, two clusters of the guest could be one.
+    freed: AtomicBool,
     size: u64,
     read_only: bool,
     /// A flush failed: what was written since the one before may be lost.
@@ -45,32 +49,96 @@ impl Qcow2Image {
     /// # Errors
     /// As for [`open`](Self::open); an image whose backing file is not `base`.
     pub fn open_overlay(path: &Path, base: &Path, format: Format) -> Result<Self, BlockError> {
-        let access = chain::open_overlay(path, base, format)?;
-        Ok(Self::over(access, false))
+        Ok(Self::over(chain::open_overlay(path, base, format)?, false))
     }
+}
 
-    fn over(access: FormatAccess<ImageFile>, read_only: bool) -> Self {
+impl<F: imago::Storage + 'static> Qcow2Image<F> {
+    /// The disk in an image that is open, in a file of any kind.
+    pub fn over(access: FormatAccess<F>, read_only: bool) -> Self {
         let size = access.size();
         Self {
             access: RwLock::new(access),
+            freed: AtomicBool::new(false),
             size,
             read_only,
             lost: AtomicBool::new(false),
         }
     }
 
-    fn access(&self) -> RwLockReadGuard<'_, FormatAccess<ImageFile>> {
+    fn access(&self) -> RwLockReadGuard<'_, FormatAccess<F>> {
         self.access.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Zeroes a range and gives up its clusters.
-    fn unmap(&self, offset: u64, len: u64) -> io::Result<()> {
+    /// Zeroes whole clusters and gives them up; `None` if the image cannot.
+    fn unmap(&self, clusters: Range<u64>) -> io::Result<Option<()>> {
         let mut access = self.access.write().unwrap_or_else(PoisonError::into_inner);
-        access.discard_to_zero(offset, len)
+        self.freed.store(true, Ordering::Release);
+        match access.discard_to_zero(clusters.start, clusters.end - clusters.start) {
+            // Images of version 2 have no clusters of zeroes.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(None),
+            result => result.map(Some),
+        }
+    }
+
+    /// The whole clusters in a range, if the image can give up any.
+    fn whole_clusters(&self, offset: u64, len: u64) -> Option<Range<u64>> {
+        let size = self.access().inner().zero_granularity()?;
+        let whole = offset.next_multiple_of(size)..(offset + len) / size * size;
+        (!whole.is_empty()).then_some(whole)
+    }
+
+    /// Zeroes a range and gives nothing up.
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        match self.settled()?.write_zeroes(offset, len) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
+            result => return result,
+        }
+        // Images of version 2 have no clusters of zeroes.
+        let zeroes = vec![0; len.min(CHUNK) as usize];
+        let mut done = 0;
+        while done < len {
+            let now = (len - done).min(CHUNK);
+            self.settled()?
+                .write(&zeroes[..now as usize], offset + done)?;
+            done += now;
+        }
+        Ok(())
+    }
+
+    /// The image for a change that may use clusters, when those given up before are so on the
+    /// host's disk.
+    fn settled(&self) -> io::Result<RwLockReadGuard<'_, FormatAccess<F>>> {
+        loop {
+            let access = self.access();
+            if !self.freed.load(Ordering::Acquire) {
+                return Ok(access);
+            }
+            drop(access);
+            let access = self.access.write().unwrap_or_else(PoisonError::into_inner);
+            if self.freed.load(Ordering::Acquire) {
+                self.make_last(&access)?;
+            }
+        }
+    }
+
+    /// Makes everything last; `access` is held for writing. Data come first: a table that names a
+    /// new cluster must not last without what was copied into it from an old one.
+    fn make_last(&self, access: &FormatAccess<F>) -> io::Result<()> {
+        if self.lost.load(Ordering::Acquire) {
+            return Err(io::Error::other("an earlier flush of this disk failed"));
+        }
+        access
+            .sync()
+            .and_then(|()| access.flush())
+            .and_then(|()| access.sync())
+            .inspect_err(|_| self.lost.store(true, Ordering::Release))?;
+        self.freed.store(false, Ordering::Release);
+        Ok(())
     }
 }
 
-impl Storage for Qcow2Image {
+impl<F: imago::Storage + 'static> Storage for Qcow2Image<F> {
     fn size(&self) -> u64 {
         self.size
     }
@@ -101,7 +169,7 @@ impl Storage for Qcow2Image {
             let now = (segments.len() - done).min(CHUNK);
             let part = &mut buffer[..now as usize];
             segments.copy_to(done, part);
-            self.access().write(&*part, offset + done)?;
+            self.settled()?.write(&*part, offset + done)?;
             done += now;
         }
         Ok(())
@@ -111,45 +179,27 @@ impl Storage for Qcow2Image {
         if self.read_only {
             return Ok(());
         }
-        if self.lost.load(Ordering::Acquire) {
-            return Err(io::Error::other("an earlier flush of this disk failed"));
-        }
-        let access = self.access();
-        access
-            .flush()
-            .and_then(|()| access.sync())
-            .inspect_err(|_| self.lost.store(true, Ordering::Release))
+        let access = self.access.write().unwrap_or_else(PoisonError::into_inner);
+        self.make_last(&access)
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         check_change(self, offset, len)?;
-        match self.unmap(offset, len) {
-            // Images of version 2 have no clusters of zeroes.
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
-            result => result,
+        if let Some(clusters) = self.whole_clusters(offset, len) {
+            self.unmap(clusters)?;
         }
+        Ok(())
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
         check_change(self, offset, len)?;
-        if may_unmap {
-            match self.unmap(offset, len) {
-                Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
-                result => return result,
+        if may_unmap && let Some(clusters) = self.whole_clusters(offset, len) {
+            self.zero(offset, clusters.start - offset)?;
+            self.zero(clusters.end, offset + len - clusters.end)?;
+            if self.unmap(clusters)?.is_some() {
+                return Ok(());
             }
         }
-        match self.access().write_zeroes(offset, len) {
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
-            result => return result,
-        }
-        let zeroes = vec![0; len.min(CHUNK) as usize];
-        let mut done = 0;
-        while done < len {
-            let now = (len - done).min(CHUNK);
-            self.access()
-                .write(&zeroes[..now as usize], offset + done)?;
-            done += now;
-        }
-        Ok(())
+        self.zero(offset, len)
     }
 }
