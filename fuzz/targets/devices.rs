@@ -7,10 +7,12 @@ use belljar_devices::acpi_pm::AcpiPm;
 use belljar_devices::bus::{Bus, SharedDevice};
 use belljar_devices::control::{MachineControl, PowerEvent};
 use belljar_devices::debug_exit::DebugExit;
+use belljar_devices::disk::{Disk, Done, Request};
 use belljar_devices::i8042::I8042;
 use belljar_devices::interrupts::{Interrupts, IoApicPage, PicPorts};
 use belljar_devices::irq::{IrqLine, IrqSink};
 use belljar_devices::layout;
+use belljar_devices::nvme::{Nvme, NvmeParts};
 use belljar_devices::paravirtual::Paravirtual;
 use belljar_devices::pci::{
     ConfigurationPorts, Ecam, Function, HostBridge, MemoryWindow, PciRoot, SharedLine,
@@ -19,6 +21,7 @@ use belljar_devices::pit::Pit;
 use belljar_devices::rtc::Rtc;
 use belljar_devices::serial::{Serial, SerialBackend};
 use belljar_devices::timers::{SharedTimed, TimerWake};
+use belljar_devices::virtio::block::Block;
 use belljar_devices::virtio::rng::Rng;
 use belljar_devices::virtio::{VirtioPci, VirtioPciParts};
 use belljar_engine::Attention;
@@ -51,6 +54,20 @@ impl SerialBackend for Outside {
     fn room(&mut self) {}
 }
 
+impl Disk for Outside {
+    fn size(&self) -> u64 {
+        1 << 20
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn submit(&self, _: Request, done: Done) {
+        done(Ok(()));
+    }
+}
+
 struct Devices {
     clock: Arc<ManualClock>,
     ports: Bus,
@@ -59,6 +76,7 @@ struct Devices {
     paravirtual: Paravirtual,
     serial: Arc<Mutex<Serial>>,
     root: Arc<PciRoot>,
+    nvme: Nvme,
     timed: Vec<Arc<dyn SharedTimed>>,
 }
 
@@ -89,13 +107,28 @@ fn devices() -> Devices {
     );
     let bridge: Arc<dyn Function> = Arc::new(HostBridge::new());
     let rng = Rng::new(Arc::new(SeededEntropy::new(0))).expect("the host has descriptors");
-    let parts = VirtioPciParts {
-        memory: MEMORY.dma().expect("the memory can be described"),
+    let dma = MEMORY.dma().expect("the memory can be described");
+    let parts = |slot| VirtioPciParts {
+        memory: dma.clone(),
         messages: interrupts.clone(),
-        line: SharedLine::new(layout::pci_gsi(1), interrupts.clone()),
+        line: SharedLine::new(layout::pci_gsi(slot), interrupts.clone()),
     };
-    let rng: Arc<dyn Function> = Arc::new(VirtioPci::new(rng, parts));
-    let root = PciRoot::new([(0, bridge), (1, rng)]).expect("the slots are apart");
+    let block = Block::new(Arc::new(Outside), "", 2).expect("the host has descriptors");
+    let nvme_parts = NvmeParts {
+        disks: vec![Arc::new(Outside)],
+        memory: dma.clone(),
+        messages: interrupts.clone(),
+        line: SharedLine::new(layout::pci_gsi(3), interrupts.clone()),
+    };
+    let nvme = Nvme::new("", 2, nvme_parts).expect("the host has descriptors");
+    nvme.resume();
+    let functions: [(usize, Arc<dyn Function>); 4] = [
+        (0, bridge),
+        (1, Arc::new(VirtioPci::new(rng, parts(1)))),
+        (2, Arc::new(VirtioPci::new(block, parts(2)))),
+        (3, Arc::new(nvme.clone())),
+    ];
+    let root = PciRoot::new(functions).expect("the slots are apart");
     root.firmware_handoff().expect("the window has room");
     let (mut ports, mut memory) = (Bus::new(), Bus::new());
     let on_ports: [(layout::Place, Arc<dyn SharedDevice>); 8] = [
@@ -136,6 +169,7 @@ fn devices() -> Devices {
         interrupts,
         serial,
         root,
+        nvme,
     }
 }
 
@@ -230,13 +264,14 @@ fn ioapic(input: &mut Input) -> u64 {
     layout::IOAPIC_BASE + u64::from(input.u8() & 0x7f)
 }
 
-/// An address in PCI's configuration space or at the registers of its device.
+/// An address in PCI's configuration space or at the registers of its devices.
 fn pci(input: &mut Input) -> u64 {
     let low = u64::from(input.u16());
+    let device = u64::from(input.u8() % 4);
     if low & 1 << 15 == 0 {
-        layout::PCI_MEMORY.base + low
+        layout::PCI_MEMORY.base + (device << 15) + low
     } else {
-        layout::PCI_ECAM.base + (1 << 15) + (low & 0xff)
+        layout::PCI_ECAM.base + (device << 15) + (low & 0xff)
     }
 }
 
@@ -266,5 +301,6 @@ fuzz_target!(|data: &[u8]| {
         step(&devices, &mut input);
     }
     // No device hangs, whatever it was given to do.
+    devices.nvme.pause();
     devices.root.reset();
 });

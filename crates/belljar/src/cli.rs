@@ -1,7 +1,9 @@
 //! The command line: flags fill a [`MachineConfig`], over what a configuration file says.
 
 use crate::commands::{AttachOptions, ListOptions, LogsOptions, Names, StatsOptions, StopOptions};
-use belljar_machine::{ConfigError, ConsoleChoice, EngineChoice, MachineConfig, NetChoice, Size};
+use belljar_machine::{
+    ConfigError, ConsoleChoice, DiskConfig, EngineChoice, MachineConfig, NetChoice, Size,
+};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -130,6 +132,11 @@ pub struct RunOptions {
     /// this host's 127.0.0.1).
     #[arg(long, value_name = "NETWORK")]
     net: Vec<NetChoice>,
+    /// Disk: FILE[,format=raw|qcow2][,readonly][,overlay=tmp|FILE][,bps=N][,iops=N]
+    /// [,interface=virtio|nvme][,serial=TEXT]; can be given more than once, and then goes before all
+    /// of the file's. A comma in a file's name is written twice
+    #[arg(long, value_name = "FILE[,OPTION…]")]
+    disk: Vec<DiskConfig>,
     /// Let a guest end the machine by writing VALUE to port 0xf4, with exit status (VALUE << 1) | 1
     #[arg(long)]
     debug_exit: bool,
@@ -165,6 +172,9 @@ impl RunOptions {
         config.console = self.console.unwrap_or(config.console);
         if !self.net.is_empty() {
             config.net = Some(NetChoice::cards(self.net)?);
+        }
+        if !self.disk.is_empty() {
+            config.disk = self.disk;
         }
         config.debug_exit |= self.debug_exit;
         config.no_reboot |= self.no_reboot;

@@ -11,7 +11,7 @@
 //! - [`interrupts`] is the fabric between devices and vCPUs, made of [`pic`], [`ioapic`] and
 //!   [`lapic`], which send each other what [`message`] defines.
 //! - [`control`] is what devices ask of the machine: power-off, reset.
-//! - [`pci`] is the bus of devices that are found by asking, and [`virtio`] are devices on it. What
+//! - [`pci`] is the bus of devices that are found by asking, and [`virtio`] and [`nvme`] are devices on it. What
 //!   they exchange with drivers lies in [`buffers`]; [`disk`] is what disks of any kind stand on.
 //! - [`serial`], [`pit`], [`rtc`], [`i8042`], [`acpi_pm`], [`debug_exit`] and [`paravirtual`] are
 //!   the devices.
@@ -35,6 +35,7 @@ pub mod irq;
 pub mod lapic;
 pub mod layout;
 pub mod message;
+pub mod nvme;
 pub mod paravirtual;
 pub mod pci;
 pub mod pic;

@@ -97,13 +97,7 @@ impl MachineBoard {
         let line = Line::new(Arc::clone(&to.output));
         let backend = Box::new(PortEnd(Arc::clone(&line)));
         let serial = Serial::new(backend, irq(layout::SERIAL_IRQ[0]), clock(), wake());
-        let expansion = Expansion::new(
-            &to.memory,
-            &interrupts,
-            &to.clock,
-            to.entropy,
-            config.cards(),
-        )?;
+        let expansion = Expansion::new(config, &to.memory, &interrupts, &to.clock, to.entropy)?;
         let root = Arc::clone(expansion.root());
         let mut board = Self {
             ports: Bus::new(),

@@ -2,6 +2,7 @@
 //! format.
 
 use crate::Size;
+use belljar_block::{DiskConfig, Interface};
 use belljar_net::{BadNet, CardConfig};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -16,6 +17,8 @@ pub const MOST_CPUS: u32 = 255;
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
 /// The longest name, in bytes.
 const LONGEST_NAME: usize = 64;
+/// The most disks of each interface.
+pub const MOST_DISKS: usize = 20;
 /// The longest command line, in bytes. Linux itself takes 2047.
 const LONGEST_CMDLINE: usize = 65535;
 /// The most network cards.
@@ -48,6 +51,8 @@ pub struct MachineConfig {
     pub console: ConsoleChoice,
     /// The network cards; if nothing is said of them, what the guest's kind needs: none for a kernel.
     pub net: Option<Vec<CardConfig>>,
+    /// The disks.
+    pub disk: Vec<DiskConfig>,
     /// Whether a write to port 0xf4 ends the machine.
     pub debug_exit: bool,
     /// Whether a reset ends the machine instead of starting it anew.
@@ -67,6 +72,7 @@ impl Default for MachineConfig {
             engine: EngineChoice::Auto,
             console: ConsoleChoice::Stdio,
             net: None,
+            disk: Vec::new(),
             debug_exit: false,
             no_reboot: false,
         }
@@ -110,6 +116,7 @@ impl MachineConfig {
         if self.cards().len() > MOST_CARDS {
             return Err(ConfigError::Cards(self.cards().len()));
         }
+        self.validate_disks()?;
         match &self.cmdline {
             Some(line) if line.len() > LONGEST_CMDLINE || line.contains('\0') => {
                 Err(ConfigError::Cmdline(line.len()))
@@ -121,6 +128,26 @@ impl MachineConfig {
     /// The network cards, none if nothing was said of them.
     pub fn cards(&self) -> &[CardConfig] {
         self.net.as_deref().unwrap_or_default()
+    }
+
+    /// Checks the disks' number, and that those that share a controller agree.
+    fn validate_disks(&self) -> Result<(), ConfigError> {
+        let of = |interface| {
+            let disks = self.disk.iter();
+            disks.filter(move |disk| disk.interface == interface)
+        };
+        for interface in [Interface::Virtio, Interface::Nvme] {
+            let count = of(interface).count();
+            if count > MOST_DISKS {
+                return Err(ConfigError::Disks(count));
+            }
+        }
+        let mut serials = of(Interface::Nvme).filter_map(|disk| disk.serial.as_ref());
+        let first = serials.next();
+        if serials.any(|serial| Some(serial) != first) {
+            return Err(ConfigError::NvmeSerials);
+        }
+        Ok(())
     }
 
     /// The kernel's command line, [`DEFAULT_CMDLINE`] if none was given.
@@ -183,6 +210,12 @@ pub enum ConfigError {
     /// More network cards than a machine has slots for.
     #[error("a machine cannot have {0} network cards ({MOST_CARDS} at most)")]
     Cards(usize),
+    /// More disks than fit.
+    #[error("a machine cannot have {0} disks of one interface ({MOST_DISKS} at most)")]
+    Disks(usize),
+    /// NVMe disks that are to have different serial numbers.
+    #[error("NVMe disks belong to one controller, which has one serial number: give it once")]
+    NvmeSerials,
     /// A command line that cannot be handed to a kernel.
     #[error("the command line of {0} bytes is too long or contains a zero byte")]
     Cmdline(usize),

@@ -1,6 +1,7 @@
 //! Why a machine could not be made, or not go on.
 
 use crate::{ConfigError, EngineChoice};
+use belljar_block::BlockError;
 use belljar_boot::BootError;
 use belljar_devices::bus::BusError;
 use belljar_devices::pci::RootError;
@@ -56,6 +57,9 @@ pub enum MachineError {
     /// The PCI devices do not fit on the bus.
     #[error("the machine has more PCI devices than fit on its bus")]
     Pci(#[from] RootError),
+    /// A disk that cannot be used.
+    #[error("cannot use a disk (see --disk)")]
+    Disk(#[from] BlockError),
     /// The host refuses what a device needs.
     #[error("cannot make the device {name}")]
     Device {

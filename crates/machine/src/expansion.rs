@@ -2,10 +2,11 @@
 //!
 //! A device has the same slot whatever else the machine has, so that a guest finds it again.
 
-use crate::{CardConfig, MachineError};
+use crate::{CardConfig, MachineConfig, MachineError};
 use belljar_clock::{Clock, Entropy};
 use belljar_devices::interrupts::Interrupts;
 use belljar_devices::layout;
+use belljar_devices::nvme::Nvme;
 use belljar_devices::pci::{Function, HostBridge, LevelSink, MessageSink, PciRoot, SharedLine};
 use belljar_devices::virtio::net::Net;
 use belljar_devices::virtio::rng::Rng;
@@ -22,7 +23,7 @@ const RNG: usize = 1;
 const NET: usize = 3;
 
 /// A device that works beside the vCPUs.
-trait Worker: Send + Sync + Debug {
+pub(crate) trait Worker: Send + Sync + Debug {
     /// Stops the work and waits until nothing is in flight.
     fn pause(&self);
 
@@ -40,6 +41,16 @@ impl<D: VirtioDevice> Worker for VirtioPci<D> {
     }
 }
 
+impl Worker for Nvme {
+    fn pause(&self) {
+        Nvme::pause(self);
+    }
+
+    fn resume(&self) {
+        Nvme::resume(self);
+    }
+}
+
 /// The devices on PCI.
 #[derive(Debug)]
 pub(crate) struct Expansion {
@@ -49,12 +60,12 @@ pub(crate) struct Expansion {
 
 /// Takes devices and gives each its slot.
 #[derive(Debug)]
-struct Slots {
-    memory: Arc<DmaMemory>,
-    messages: Arc<dyn MessageSink>,
+pub(crate) struct Slots {
+    pub memory: Arc<DmaMemory>,
+    pub messages: Arc<dyn MessageSink>,
     lines: Vec<Arc<SharedLine>>,
-    functions: Vec<(usize, Arc<dyn Function>)>,
-    workers: Vec<Arc<dyn Worker>>,
+    pub functions: Vec<(usize, Arc<dyn Function>)>,
+    pub workers: Vec<Arc<dyn Worker>>,
 }
 
 impl Slots {
@@ -72,8 +83,13 @@ impl Slots {
         }
     }
 
+    /// The interrupt line of `slot`.
+    pub fn line(&self, slot: usize) -> Arc<SharedLine> {
+        Arc::clone(&self.lines[slot % usize::from(layout::PCI_LINES)])
+    }
+
     /// Plugs a virtio device into `slot`.
-    fn virtio<D: VirtioDevice>(
+    pub fn virtio<D: VirtioDevice>(
         &mut self,
         slot: usize,
         name: &str,
@@ -83,11 +99,10 @@ impl Slots {
             name: name.to_owned(),
             source,
         })?;
-        let line = slot % usize::from(layout::PCI_LINES);
         let parts = VirtioPciParts {
             memory: Arc::clone(&self.memory),
             messages: Arc::clone(&self.messages),
-            line: Arc::clone(&self.lines[line]),
+            line: self.line(slot),
         };
         let device = VirtioPci::new(device, parts);
         self.functions.push((slot, Arc::new(device.clone())));
@@ -119,20 +134,21 @@ impl Slots {
 impl Expansion {
     /// The devices of a machine; without `entropy` only those that have no threads.
     pub fn new(
+        config: &MachineConfig,
         memory: &GuestMemory,
         interrupts: &Arc<Interrupts>,
         clock: &Arc<dyn Clock>,
         entropy: Option<Arc<dyn Entropy>>,
-        cards: &[CardConfig],
     ) -> Result<Self, MachineError> {
         let dma = memory.dma().map_err(MachineError::Memory)?;
         let mut slots = Slots::new(dma, interrupts);
         slots.functions.push((BRIDGE, Arc::new(HostBridge::new())));
         if let Some(entropy) = entropy {
             slots.virtio(RNG, "rng", Rng::new(Arc::clone(&entropy)))?;
-            for (index, card) in (0_u8..).zip(cards) {
+            for (index, card) in (0_u8..).zip(config.cards()) {
                 slots.card(index, card, clock, &entropy)?;
             }
+            slots.disks(config, memory)?;
         }
         Ok(Self {
             root: PciRoot::new(slots.functions)?,

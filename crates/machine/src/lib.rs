@@ -15,6 +15,7 @@
 mod board;
 mod config;
 mod console;
+mod disks;
 mod engines;
 mod error;
 mod expansion;
@@ -28,10 +29,11 @@ mod stepped;
 mod vcpu;
 mod wiring;
 
+pub use belljar_block::DiskConfig;
 pub use belljar_net::CardConfig;
 pub use config::{
     BadChoice, ConfigError, ConsoleChoice, DEFAULT_CMDLINE, EngineChoice, MOST_CARDS, MOST_CPUS,
-    MachineConfig, NetChoice,
+    MOST_DISKS, MachineConfig, NetChoice,
 };
 pub use console::{ConsoleInput, ConsoleOutput};
 pub use engines::choose as choose_engine;

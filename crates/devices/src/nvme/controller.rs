@@ -1,0 +1,360 @@
+//! The worker: registers' wishes, submission queues, and completions.
+
+use super::command::{Command, Status};
+use super::queues::{Completion, CompletionQueue, SubmissionQueue};
+use super::registers::{Registers, Wanted};
+use super::{RING_QUEUES, admin};
+use crate::disk::{Disk, Operation, Request};
+use crate::pci::{Configuration, LineInput, Msix};
+use crate::timers::lock;
+use crate::virtio::Doorbell;
+use belljar_memory::DmaMemory;
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+/// What only the worker changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Controller {
+    pub(super) submissions: Vec<Option<SubmissionQueue>>,
+    /// Event requests that are held.
+    pub(super) events: u8,
+    /// Whether writes may stay in the host's cache until a flush.
+    pub(super) write_cache: bool,
+    /// What features were set to that have no effect, by number.
+    pub(super) features: [u32; 16],
+}
+
+impl Controller {
+    pub(super) fn new(queues: usize) -> Self {
+        Self {
+            submissions: vec![None; queues],
+            events: 0,
+            write_cache: true,
+            features: [0; 16],
+        }
+    }
+
+    /// The state for a controller of `queues` queues, whatever it was saved with.
+    pub(super) fn with_queues(mut self, queues: usize) -> Self {
+        self.submissions.resize(queues, None);
+        for slot in &mut self.submissions {
+            let possible = |q: &SubmissionQueue| {
+                q.size >= 2 && q.head < q.size && usize::from(q.completions) < queues
+            };
+            *slot = slot.take().filter(possible);
+        }
+        self
+    }
+}
+
+/// A controller, as its worker, the disks' threads and the vCPUs share it.
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) serial: String,
+    /// Pairs of I/O queues.
+    pub(super) queues: u16,
+    pub(super) disks: Vec<Arc<dyn Disk>>,
+    pub(super) memory: Arc<DmaMemory>,
+    pub(super) msix: Msix,
+    pub(super) line: Mutex<LineInput>,
+    pub(super) configuration: Mutex<Configuration>,
+    pub(super) msix_at: usize,
+    pub(super) registers: Mutex<Registers>,
+    /// The submission queues' tails as doorbells say, and heads as completions tell.
+    pub(super) tails: Box<[AtomicU32]>,
+    pub(super) heads: Box<[AtomicU32]>,
+    /// The worker waits for an entry of a completion queue.
+    pub(super) starved: AtomicBool,
+    pub(super) doorbell: Arc<Doorbell>,
+    pub(super) controller: Mutex<Controller>,
+    pub(super) completions: Box<[Mutex<Option<CompletionQueue>>]>,
+    pub(super) in_flight: Mutex<usize>,
+    pub(super) idle: Condvar,
+}
+
+/// Which command a completion is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ticket {
+    pub(super) submission: u16,
+    pub(super) completions: u16,
+    pub(super) id: u16,
+}
+
+/// Work of disks, done one after the other: the namespace's index and what is to be done.
+pub(super) type Steps = VecDeque<(usize, Request)>;
+
+impl Inner {
+    /// The worker's thread.
+    pub(super) fn run(self: &Arc<Self>) {
+        loop {
+            let rung = self.doorbell.wait();
+            let mut controller = lock(&self.controller);
+            if rung & Doorbell::STOP != 0 {
+                self.drain();
+                return;
+            }
+            while let Some(wanted) = { lock(&self.registers).wanted() } {
+                self.carry_out(&mut controller, wanted);
+            }
+            while self.take_commands(&mut controller) {}
+        }
+    }
+
+    fn carry_out(&self, controller: &mut Controller, wanted: Wanted) {
+        match wanted {
+            Wanted::Reset => {
+                self.drain();
+                self.clear(controller);
+                lock(&self.registers).reset_done();
+                self.update_line();
+            }
+            Wanted::Enable {
+                submission,
+                submission_size,
+                completion,
+                completion_size,
+            } => {
+                let mut registers = lock(&self.registers);
+                if !registers.can_enable() {
+                    registers.fail();
+                    return;
+                }
+                controller.submissions[0] = Some(SubmissionQueue {
+                    base: submission,
+                    size: submission_size,
+                    head: 0,
+                    completions: 0,
+                });
+                let queue = CompletionQueue::new(completion, completion_size, 0, true);
+                *lock(&self.completions[0]) = Some(queue);
+                registers.set_ready();
+            }
+            Wanted::Shutdown => {
+                self.drain();
+                self.flush_all();
+                lock(&self.registers).shut_down();
+            }
+        }
+    }
+
+    /// Flushes every disk and waits for it.
+    fn flush_all(&self) {
+        let flush = || Request {
+            operation: Operation::Flush,
+            offset: 0,
+        };
+        for disk in &self.disks {
+            let (sender, receiver) = std::sync::mpsc::channel();
+            let done = move |result: io::Result<()>| drop(sender.send(result));
+            disk.submit(flush(), Box::new(done));
+            if let Ok(Err(error)) = receiver.recv() {
+                tracing::warn!(%error, "a disk could not be flushed when the guest shut down");
+            }
+        }
+    }
+
+    /// Forgets all queues.
+    fn clear(&self, controller: &mut Controller) {
+        *controller = Controller::new(controller.submissions.len());
+        for queue in &self.completions {
+            *lock(queue) = None;
+        }
+        for number in self.tails.iter().chain(&self.heads) {
+            number.store(0, Ordering::SeqCst);
+        }
+    }
+
+    /// Power-on reset, while no worker runs.
+    pub(super) fn reset(&self) {
+        self.clear(&mut lock(&self.controller));
+        *lock(&self.registers) = Registers::default();
+        self.msix.reset();
+        lock(&self.configuration).reset();
+        self.update_line();
+    }
+
+    /// Waits until no command is under way.
+    pub(super) fn drain(&self) {
+        let mut in_flight = lock(&self.in_flight);
+        while *in_flight > 0 {
+            in_flight = self
+                .idle
+                .wait(in_flight)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Takes a command from each submission queue; `false` if there was none to take.
+    fn take_commands(self: &Arc<Self>, controller: &mut Controller) -> bool {
+        let mut any = false;
+        for number in 0..controller.submissions.len() {
+            any |= self.take_command(controller, number);
+        }
+        any
+    }
+
+    fn take_command(self: &Arc<Self>, controller: &mut Controller, number: usize) -> bool {
+        let Some(queue) = &mut controller.submissions[number] else {
+            return false;
+        };
+        let tail = self.tails[number].load(Ordering::Acquire);
+        if tail == queue.head || !self.promise(queue.completions) {
+            return false;
+        }
+        let completions = queue.completions;
+        let Some(command) = queue.take(&self.memory, tail) else {
+            self.release(completions);
+            return false;
+        };
+        self.heads[number].store(queue.head, Ordering::SeqCst);
+        let ticket = Ticket {
+            submission: number as u16,
+            completions,
+            id: command.id(),
+        };
+        self.begin(controller, ticket, &command);
+        true
+    }
+
+    fn begin(self: &Arc<Self>, controller: &mut Controller, ticket: Ticket, command: &Command) {
+        if ticket.submission == 0 {
+            match admin::execute(self, controller, command) {
+                Ok(admin::Outcome::Done(result)) => self.complete(ticket, result, Status::OK),
+                Ok(admin::Outcome::Held) => self.release(ticket.completions),
+                Err(status) => self.complete(ticket, 0, status),
+            }
+            return;
+        }
+        match self.steps(command, controller.write_cache) {
+            Ok(steps) => {
+                *lock(&self.in_flight) += 1;
+                Arc::clone(self).next_step(steps, ticket);
+            }
+            Err(status) => self.complete(ticket, 0, status),
+        }
+    }
+
+    /// Submits the first of `steps`, and the others when it is done.
+    fn next_step(self: Arc<Self>, mut steps: Steps, ticket: Ticket) {
+        let Some((index, request)) = steps.pop_front() else {
+            self.end(ticket, Status::OK);
+            return;
+        };
+        let failure = match request.operation {
+            Operation::Read(_) => Status::READ_ERROR,
+            Operation::Flush => Status::INTERNAL,
+            // Deallocation is a hint.
+            Operation::Discard(_) => Status::OK,
+            Operation::Write(_) | Operation::WriteZeroes { .. } => Status::WRITE_FAULT,
+        };
+        let Some(disk) = self.disks.get(index).map(Arc::clone) else {
+            self.end(ticket, Status::INVALID_NAMESPACE);
+            return;
+        };
+        let done = move |result: io::Result<()>| match result {
+            Err(_) if failure != Status::OK => self.end(ticket, failure),
+            _ => self.next_step(steps, ticket),
+        };
+        disk.submit(request, Box::new(done));
+    }
+
+    /// A command of a namespace is done.
+    fn end(&self, ticket: Ticket, status: Status) {
+        self.complete(ticket, 0, status);
+        let mut in_flight = lock(&self.in_flight);
+        *in_flight -= 1;
+        if *in_flight == 0 {
+            self.idle.notify_all();
+        }
+    }
+
+    /// Writes the completion of a command and tells the driver.
+    fn complete(&self, ticket: Ticket, result: u32, status: Status) {
+        let head = self.heads[usize::from(ticket.submission)].load(Ordering::SeqCst);
+        let completion = Completion {
+            result,
+            submission_head: head,
+            submission: ticket.submission,
+            id: ticket.id,
+            status,
+        };
+        let mut slot = lock(&self.completions[usize::from(ticket.completions)]);
+        let Some(queue) = slot.as_mut() else {
+            return;
+        };
+        queue.post(&self.memory, &completion);
+        let (vector, interrupts) = (queue.vector, queue.interrupts);
+        drop(slot);
+        if interrupts && !self.msix.signal(vector) {
+            self.update_line();
+        }
+    }
+
+    /// Has completion queue `number` promise an entry. If it has none, the worker is woken when
+    /// the driver has freed one.
+    fn promise(&self, number: u16) -> bool {
+        let promise = || {
+            let mut slot = lock(&self.completions[usize::from(number)]);
+            slot.as_mut().is_some_and(CompletionQueue::promise)
+        };
+        if promise() {
+            return true;
+        }
+        self.starved.store(true, Ordering::SeqCst);
+        // The driver may have freed one just before it could see that the worker waits.
+        promise()
+    }
+
+    fn release(&self, number: u16) {
+        if let Some(queue) = lock(&self.completions[usize::from(number)]).as_mut() {
+            queue.release();
+        }
+    }
+
+    /// A doorbell was written: `offset` from the first. NVMe 1.4, 3.1.24 and 3.1.25.
+    pub(super) fn write_doorbell(&self, offset: u64, data: &[u8]) {
+        let &[a, b, c, d] = data else {
+            return;
+        };
+        let value = u32::from_le_bytes([a, b, c, d]) & 0xffff;
+        let (number, is_completion) = ((offset / 8) as usize, offset % 8 == 4);
+        if number >= self.tails.len() || !offset.is_multiple_of(4) {
+            return;
+        }
+        if !is_completion {
+            self.tails[number].store(value, Ordering::Release);
+            self.doorbell.ring(RING_QUEUES);
+            return;
+        }
+        if let Some(queue) = lock(&self.completions[number]).as_mut() {
+            queue.set_head(value);
+        }
+        if self.starved.swap(false, Ordering::SeqCst) {
+            self.doorbell.ring(RING_QUEUES);
+        }
+        if !self.msix.enabled() {
+            self.update_line();
+        }
+    }
+
+    /// Sets the line as the completion queues, the mask and configuration space have it.
+    pub(super) fn update_line(&self) {
+        // One at a time, so that the last to look is the last to set.
+        let line = lock(&self.line);
+        let wants = |queue: &Mutex<Option<CompletionQueue>>| {
+            let slot = lock(queue);
+            slot.as_ref().is_some_and(|q| q.interrupts && q.has_news())
+        };
+        let masked = self.msix.enabled() || lock(&self.registers).line_masked();
+        let wanted = !masked && self.completions.iter().any(wants);
+        let allowed = {
+            let mut space = lock(&self.configuration);
+            space.set_interrupt_status(wanted);
+            space.intx_allowed()
+        };
+        line.set(wanted && allowed);
+    }
+}
