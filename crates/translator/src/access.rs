@@ -50,11 +50,11 @@ impl Block<'_> {
                     return;
                 }
                 let address = block.root(&ins, start);
-                block.asm.lea(true, R10, address);
+                block.lea_word(R10, address);
             });
         }
         self.spare_flags(guest.live);
-        let address = self.address(&guest.ins);
+        let address = self.address(&guest.ins, size);
         self.check(address, size, write);
         at(R10, 0)
     }
@@ -102,24 +102,37 @@ impl Block<'_> {
         }
     }
 
-    /// Computes the linear address of the instruction's memory operand.
-    pub fn address(&mut self, ins: &Instruction) -> Address {
+    /// Computes the linear address of the instruction's memory operand of `size` bytes. The flags
+    /// that matter are in the environment.
+    pub fn address(&mut self, ins: &Instruction, size: usize) -> Address {
         let constant = self.effective_address(ins, R10, true);
         if based_on(ins).is_none() {
             return constant.map_or(Address::Computed, Address::Constant);
         }
+        let mut checked = size;
         if let Some(value) = constant {
             self.asm.mov_imm(R10, value);
+            if value + size as u64 <= 1 << 32 {
+                checked = 1;
+            }
         }
-        self.add_base(ins);
+        self.add_base(ins, checked);
         Address::Computed
     }
 
-    /// Adds the base of the operand's segment, if it has one, to R10. Changes the flags.
-    pub fn add_base(&mut self, ins: &Instruction) {
-        if let Some(gs) = based_on(ins) {
-            self.asm.alu_mem(Alu::Add, true, R10, Env::base(gs));
+    /// Adds the base of the operand's segment, if it has one, to R10, the offset of `size` bytes. The
+    /// flags that matter are in the environment.
+    pub fn add_base(&mut self, ins: &Instruction, size: usize) {
+        let Some(gs) = based_on(ins) else {
+            return;
+        };
+        if !self.wide() && size > 1 {
+            // The last bytes lie beyond the limit of 4 GiB.
+            self.asm
+                .alu_imm(Alu::Cmp, false, R10, (size as i32).wrapping_neg());
+            self.leave_if(Cond::A);
         }
+        self.asm.alu_mem(Alu::Add, self.wide(), R10, Env::base(gs));
     }
 
     /// Computes the effective address into `to`, unless it is a constant, which is given; its low 32
@@ -141,7 +154,7 @@ impl Block<'_> {
             }
             return Some(match base {
                 Register::EIP => address & 0xffff_ffff,
-                _ => address,
+                _ => self.wrap(address),
             });
         }
         let wide = wide && (base.size() == 8 || base == Register::None && index.size() == 8);

@@ -19,8 +19,7 @@ use crate::env::Env;
 use crate::exit::Exit;
 use crate::flags::{self, Effect, Flags};
 use crate::groups::{Group, Member};
-use crate::mode::{Mode, Space};
-use crate::registers::GUEST_RSP;
+use crate::mode::Mode;
 use crate::stubs::Stubs;
 use crate::tables::{Cell, Entry, Link, Loc, Site, Tables};
 use crate::tuning::Tuning;
@@ -261,7 +260,7 @@ impl Block<'_> {
     pub fn poll(&mut self, scratch: asm::Reg) -> Label {
         let label = self.asm.label();
         self.asm.load(scratch, Env::attention());
-        if self.mode.space() == Space::User {
+        if self.mode.is_user() {
             // Programs run with interrupts enabled: whatever is there is heeded.
             self.asm.cmp32_imm8(at(scratch, 0), 0);
         } else {
@@ -343,9 +342,14 @@ impl Block<'_> {
         }
     }
 
-    /// An address counted from the block's page.
+    /// An address counted from the block's page, the shorter way.
     fn beyond_page(&self, address: u64) -> i64 {
-        address.wrapping_sub(self.rip & !0xfff) as i64
+        let distance = address.wrapping_sub(self.rip & !0xfff) as i64;
+        if self.wide() {
+            distance
+        } else {
+            i64::from(distance as i32)
+        }
     }
 
     /// Loads an address of code or data next to the code. The flags stay.
@@ -354,6 +358,10 @@ impl Block<'_> {
             return self.asm.mov_imm(to, address);
         }
         self.asm.load(to, Env::page());
+        if !self.wide() {
+            let distance = self.beyond_page(address) as i32;
+            return self.asm.lea(false, to, at(to, distance));
+        }
         match i32::try_from(self.beyond_page(address)) {
             Ok(0) => {}
             Ok(distance) => self.asm.lea(true, to, at(to, distance)),
@@ -540,7 +548,7 @@ impl Block<'_> {
 
     fn release(&mut self, bytes: i32) {
         if bytes != 0 {
-            self.asm.lea(true, GUEST_RSP, at(GUEST_RSP, bytes));
+            self.add_to_stack(bytes);
         }
     }
 

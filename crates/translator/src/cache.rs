@@ -9,7 +9,7 @@ use crate::groups::{self, Group};
 use crate::mixer::Mixer;
 use crate::mode::{Mode, Space};
 use crate::recent::Recent;
-use crate::scan::{Code64, scan};
+use crate::scan::{Fragment, scan};
 use crate::stubs::{self, Stubs};
 use crate::tables::{ANY_PAGE, Cell, Entry, Loc, Tables};
 use crate::trace::Translation;
@@ -129,8 +129,8 @@ pub struct Cache {
     led_to: Box<[u64; LED_TO / 64]>,
     /// Slots of the jump caches that were filled since they were last emptied.
     filled_jumps: [Vec<u16>; JUMP_CACHES],
-    /// What the code that the jump caches lead to has in common.
-    habits: Option<Mode>,
+    /// What the code that each jump cache leads to has in common.
+    habits: [Option<Mode>; JUMP_CACHES],
     /// Jump caches with entries that are not global.
     local_caches: [bool; JUMP_CACHES],
     /// Cells that lead to pages that are global.
@@ -195,7 +195,7 @@ impl Cache {
             bound: Bound::new(),
             led_to: Box::new([0; LED_TO / 64]),
             filled_jumps: [const { Vec::new() }; JUMP_CACHES],
-            habits: None,
+            habits: [None; JUMP_CACHES],
             local_caches: [false; JUMP_CACHES],
             filled: Vec::new(),
             local: Vec::new(),
@@ -332,15 +332,16 @@ impl Cache {
     }
 
     /// Code of `mode` is about to run: sees to it that the jump caches lead to such code alone. They
-    /// are found by privilege, but other code of the same privilege counts its instructions, or not,
-    /// or has other units at hand.
+    /// are found by privilege and width, but other code of the same counts its instructions, or not,
+    /// or has other units or segments at hand.
     #[inline]
     pub fn use_mode(&mut self, env: &mut Env, mode: Mode) {
         let habits = Some(mode.habits());
-        if self.habits != habits {
-            self.habits = habits;
-            for cache in 0..JUMP_CACHES {
-                self.empty_jumps(env, cache);
+        let space = mode.space();
+        if self.habits[space as usize] != habits {
+            for &space in space.family() {
+                self.habits[space as usize] = habits;
+                self.empty_jumps(env, space as usize);
             }
         }
     }
@@ -470,7 +471,7 @@ impl Cache {
         let blocks = &self.blocks;
         let begins = |at: u64| blocks.contains_key(&Key::new(at, key.mode, key.page));
         let guests = &mut self.guests;
-        let source = Code64 {
+        let source = Fragment {
             rip,
             bytes: &bytes[..length],
             page,
@@ -478,6 +479,10 @@ impl Cache {
         };
         let mut next = scan(core, key.mode, &source, most, begins, guests);
         if self.guests.is_empty() {
+            if key.mode.is_code32() && second_page(rip) >> 32 != 0 {
+                // Beyond the limit of CS.
+                return None;
+            }
             let second = core.mmu.code_page(&core.cpu, second_page(rip)).ok()?;
             sources[1] = belljar_interpreter::mark(core, second)?;
             length = room + LONGEST;
@@ -485,7 +490,7 @@ impl Cache {
             let one = belljar_interpreter::decoder(core, rip, &bytes[..length])
                 .decode()
                 .len();
-            let source = Code64 {
+            let source = Fragment {
                 rip,
                 bytes: &bytes[..one],
                 page,

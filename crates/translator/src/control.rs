@@ -32,6 +32,12 @@ pub fn is_special(ins: &Instruction) -> bool {
         | Code::Pushq_imm8
         | Code::Push_rm64
         | Code::Leaveq => true,
+        Code::Push_r32
+        | Code::Pop_r32
+        | Code::Pushd_imm32
+        | Code::Pushd_imm8
+        | Code::Push_rm32
+        | Code::Leaved => true,
         Code::Mfence | Code::Sfence | Code::Lfence => true,
         Code::Bt_rm32_r32
         | Code::Bt_rm64_r64
@@ -57,12 +63,21 @@ pub fn is_transfer(ins: &Instruction) -> bool {
             | Code::Retnq
             | Code::Retnq_imm16
             | Code::Jrcxz_rel8_64
+            | Code::Jmp_rel8_32
+            | Code::Jmp_rel32_32
+            | Code::Jmp_rm32
+            | Code::Call_rel32_32
+            | Code::Call_rm32
+            | Code::Retnd
+            | Code::Retnd_imm16
+            | Code::Jecxz_rel8_32
     )
 }
 
 /// Whether it is a conditional jump that is translated.
 pub fn is_branch(ins: &Instruction) -> bool {
-    ins.is_jcc_short_or_near() && ins.op0_kind() == OpKind::NearBranch64 && ins.len() > 1
+    let target = ins.op0_kind();
+    ins.is_jcc_short_or_near() && matches!(target, OpKind::NearBranch32 | OpKind::NearBranch64)
 }
 
 impl Block<'_> {
@@ -97,11 +112,15 @@ impl Block<'_> {
         let guest = *self.guest();
         let ins = guest.ins;
         match ins.code() {
-            Code::Push_r64 => self.push(Value::Register(registers::number(ins.op0_register()))),
-            Code::Pushq_imm32 | Code::Pushq_imm8 => self.push(Value::Constant(ins.immediate(0))),
-            Code::Push_rm64 => self.push_operand(),
-            Code::Pop_r64 => self.pop(registers::number(ins.op0_register())),
-            Code::Leaveq => self.leave_frame(),
+            Code::Push_r64 | Code::Push_r32 => {
+                self.push(Value::Register(registers::number(ins.op0_register())));
+            }
+            Code::Pushq_imm32 | Code::Pushq_imm8 | Code::Pushd_imm32 | Code::Pushd_imm8 => {
+                self.push(Value::Constant(ins.immediate(0)));
+            }
+            Code::Push_rm64 | Code::Push_rm32 => self.push_operand(),
+            Code::Pop_r64 | Code::Pop_r32 => self.pop(registers::number(ins.op0_register())),
+            Code::Leaveq | Code::Leaved => self.leave_frame(),
             Code::Mfence => self.asm.bytes(&[0x0f, 0xae, 0xf0]),
             Code::Sfence => self.asm.bytes(&[0x0f, 0xae, 0xf8]),
             Code::Lfence => self.asm.bytes(&[0x0f, 0xae, 0xe8]),
@@ -113,11 +132,11 @@ impl Block<'_> {
     pub fn branch(&mut self) {
         let guest = *self.guest();
         let bytes = &self.bytes[guest.offset..guest.offset + guest.ins.len()];
-        let Some(encoding) = Encoding::parse(bytes, true) else {
+        let Some(encoding) = Encoding::parse(bytes, self.wide()) else {
             return;
         };
         self.need_flags(flags::ALL);
-        let target = guest.ins.near_branch64();
+        let target = guest.ins.near_branch_target();
         self.jump_if(Cond(encoding.opcode & 15), target);
     }
 
@@ -125,21 +144,23 @@ impl Block<'_> {
     pub fn transfer(&mut self) {
         let ins = self.guest().ins;
         match ins.code() {
-            Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => self.jump(ins.near_branch64()),
-            Code::Jrcxz_rel8_64 => self.jump_if_rcx_is_zero(&ins),
-            Code::Call_rel32_64 => {
-                self.push(Value::Code(ins.next_ip()));
-                self.jump(ins.near_branch64());
+            Code::Jmp_rel8_64 | Code::Jmp_rel32_64 | Code::Jmp_rel8_32 | Code::Jmp_rel32_32 => {
+                self.jump(ins.near_branch_target());
             }
-            Code::Jmp_rm64 => {
+            Code::Jrcxz_rel8_64 | Code::Jecxz_rel8_32 => self.jump_if_rcx_is_zero(&ins),
+            Code::Call_rel32_64 | Code::Call_rel32_32 => {
+                self.push(Value::Code(ins.next_ip()));
+                self.jump(ins.near_branch_target());
+            }
+            Code::Jmp_rm64 | Code::Jmp_rm32 => {
                 self.target(&ins);
                 self.spare_flags(flags::ALL);
-                self.asm.load(RAX, Env::temp(1));
+                self.load_word(RAX, Env::temp(1));
                 self.dispatch(0);
             }
-            Code::Call_rm64 => self.call_indirect(&ins),
+            Code::Call_rm64 | Code::Call_rm32 => self.call_indirect(&ins),
             _ => {
-                let more = if ins.code() == Code::Retnq_imm16 {
+                let more = if matches!(ins.code(), Code::Retnq_imm16 | Code::Retnd_imm16) {
                     i32::from(ins.immediate16())
                 } else {
                     0
@@ -147,8 +168,8 @@ impl Block<'_> {
                 let place = self.stack_top(0, false);
                 // Saving the flags changes RAX.
                 self.spare_flags(flags::ALL);
-                self.asm.load(RAX, place);
-                self.dispatch(8 + more);
+                self.load_word(RAX, place);
+                self.dispatch(self.word() + more);
             }
         }
     }
@@ -156,17 +177,19 @@ impl Block<'_> {
     fn call_indirect(&mut self, ins: &Instruction) {
         self.target(ins);
         self.spare_flags(flags::ALL);
-        self.asm.load(RAX, Env::temp(1));
-        // The exception comes before the push.
-        let label = self.asm.label();
-        self.check_canonical(label);
-        let site = self.site();
-        self.rare.push(Rare::Leave {
-            label,
-            exit: Exit::Fallback(site),
-        });
+        self.load_word(RAX, Env::temp(1));
+        if self.wide() {
+            // The exception comes before the push.
+            let label = self.asm.label();
+            self.check_canonical(label);
+            let site = self.site();
+            self.rare.push(Rare::Leave {
+                label,
+                exit: Exit::Fallback(site),
+            });
+        }
         self.push(Value::Code(ins.next_ip()));
-        self.asm.load(RAX, Env::temp(1));
+        self.load_word(RAX, Env::temp(1));
         self.dispatch(0);
     }
 
@@ -176,20 +199,24 @@ impl Block<'_> {
         let host = if memory_operand(ins).is_some() {
             // The group of the instruction is that of its push.
             self.spare_flags(self.guests[self.now].live);
-            let address = self.address(ins);
-            self.check(address, 8, false);
-            self.asm.load(R10, at(R10, 0));
+            let size = self.word() as usize;
+            let address = self.address(ins, size);
+            self.check(address, size, false);
+            self.load_word(R10, at(R10, 0));
             R10
         } else {
             self.held_in(registers::number(ins.op0_register()), R10)
         };
-        self.asm.store(Env::temp(1), host);
+        self.store_word(Env::temp(1), host);
     }
 
     fn jump_if_rcx_is_zero(&mut self, ins: &Instruction) {
-        // jrcxz over the jump to what follows
+        // jrcxz (with a prefix jecxz) over the jump to what follows
         let taken = self.asm.label();
         let end = self.asm.label();
+        if !self.wide() {
+            self.asm.byte(0x67);
+        }
         self.asm.bytes(&[0xe3, 5]);
         self.asm.jmp(end);
         self.asm.jmp(taken);
@@ -199,7 +226,7 @@ impl Block<'_> {
         self.jump(ins.next_ip());
         self.loc = loc;
         self.asm.bind(taken);
-        self.jump(ins.near_branch64());
+        self.jump(ins.near_branch_target());
     }
 
     /// The host's place of the word `offset` from the top of the stack, by way of R10.
@@ -211,42 +238,45 @@ impl Block<'_> {
     fn stack_word(&mut self, base: asm::Reg, offset: i32, write: bool) -> Mem {
         if let Some(member) = self.guest().member {
             return self.shared(member, |block, start| {
-                block.asm.lea(true, R10, at(base, start));
+                block.lea_word(R10, at(base, start));
             });
         }
         let live = self.guest().live;
         self.spare_flags(live);
-        self.asm.lea(true, R10, at(base, offset));
-        self.check(Address::Computed, 8, write);
+        self.lea_word(R10, at(base, offset));
+        self.check(Address::Computed, self.word() as usize, write);
         at(R10, 0)
     }
 
     /// Pushes a value.
     pub fn push(&mut self, value: Value) {
-        let place = self.stack_top(-8, true);
+        let place = self.stack_top(-self.word(), true);
         match value {
             Value::Register(number) => {
                 let host = self.held_in(number, RAX);
-                self.asm.store(place, host);
+                self.store_word(place, host);
             }
             Value::Code(address) if self.mode.is_relative() => {
                 self.load_address(RAX, address);
-                self.asm.store(place, RAX);
+                self.store_word(place, RAX);
+            }
+            Value::Constant(value) | Value::Code(value) if !self.wide() => {
+                self.asm.store_imm32(place, value as u32);
             }
             Value::Constant(value) | Value::Code(value) => {
                 if let Ok(value) = i32::try_from(value as i64) {
                     self.asm.store_imm64(place, value);
                 } else {
                     self.asm.mov_imm(RAX, value);
-                    self.asm.store(place, RAX);
+                    self.store_word(place, RAX);
                 }
             }
             Value::Temp => {
-                self.asm.load(RAX, Env::temp(1));
-                self.asm.store(place, RAX);
+                self.load_word(RAX, Env::temp(1));
+                self.store_word(place, RAX);
             }
         }
-        self.asm.lea(true, GUEST_RSP, at(GUEST_RSP, -8));
+        self.add_to_stack(-self.word());
     }
 
     fn push_operand(&mut self) {
@@ -262,21 +292,21 @@ impl Block<'_> {
     fn pop(&mut self, number: u8) {
         let place = self.stack_top(0, false);
         match registers::place(number) {
-            Place::Host(host) => self.asm.load(host, place),
+            Place::Host(host) => self.load_word(host, place),
             Place::Memory => {
                 self.asm.load(RAX, place);
                 self.asm.store(Env::gpr(number), RAX);
             }
         }
         if number != RSP_NUMBER {
-            self.asm.lea(true, GUEST_RSP, at(GUEST_RSP, 8));
+            self.add_to_stack(self.word());
         }
     }
 
     fn leave_frame(&mut self) {
         let place = self.stack_word(asm::RBP, 0, false);
-        self.asm.lea(true, GUEST_RSP, at(asm::RBP, 8));
-        self.asm.load(asm::RBP, place);
+        self.lea_word(GUEST_RSP, at(asm::RBP, self.word()));
+        self.load_word(asm::RBP, place);
     }
 
     /// BT, BTS, BTR and BTC whose bit number is in a register and counts from the address of memory
@@ -299,15 +329,14 @@ impl Block<'_> {
             self.asm.reg(true, &[0x63], RAX, RAX); // movsxd
             self.asm.sar(RAX, 5);
         }
-        self.asm.lea(
-            true,
+        self.lea_word(
             R10,
             Mem {
                 index: Some((RAX, if wide { 3 } else { 2 })),
                 ..at(R10, 0)
             },
         );
-        self.add_base(&ins);
+        self.add_base(&ins, size);
         self.check(Address::Computed, size, ins.mnemonic() != Mnemonic::Bt);
         self.bit_index(index);
         self.asm

@@ -10,7 +10,7 @@ use std::mem::offset_of;
 /// Entries of each jump cache.
 pub const JUMPS: usize = 1 << 14;
 /// Jump caches: one for each [`Space`](crate::mode::Space).
-pub const JUMP_CACHES: usize = 3;
+pub const JUMP_CACHES: usize = 6;
 /// Cells for jumps to other pages.
 pub const CELLS: usize = 1 << 16;
 

@@ -6,6 +6,7 @@ use crate::block::{Block, Guest};
 use crate::encoding::{Encoding, Form, REX_W};
 use crate::env::Env;
 use crate::registers::{self, GUEST_RAX, Place, is_high_byte, number};
+use crate::width::{is_absolute_move, is_code32};
 use belljar_passthrough::Unit;
 use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind as K, OpKind, Register};
 
@@ -43,6 +44,52 @@ fn field(kind: K) -> Option<Field> {
         K::al | K::ax | K::eax | K::rax => Field::Implicit,
         _ => return None,
     })
+}
+
+/// The same, once the instruction is [`lengthened`].
+fn field_of(ins: &Instruction, kind: K) -> Option<Field> {
+    match ins.code() {
+        Code::Inc_r32 | Code::Inc_r16 | Code::Dec_r32 | Code::Dec_r16 => Some(Field::Rm),
+        _ if is_absolute_move(ins) => Some(Field::Reg),
+        _ => field(kind),
+    }
+}
+
+/// The encoding in 64-bit code of an instruction of 32-bit code. `None` for what few assemblers
+/// write: bits of VEX and EVEX that 32-bit code ignores, set as they would mean something.
+fn lengthened<'a>(ins: &Instruction, mut encoding: Encoding<'a>) -> Option<Encoding<'a>> {
+    let general = || (0..ins.op_count()).any(|n| ins.op_register(n).is_gpr());
+    match encoding.form {
+        Form::Legacy(0) => match encoding.opcode {
+            // INC and DEC are REX there.
+            opcode @ 0x40..=0x4f => {
+                encoding.opcode = 0xff;
+                encoding.modrm = Some(0xc0 | opcode & 8);
+            }
+            0x82 => encoding.opcode = 0x80,
+            // A MOV between the accumulator and an address has 64 bits of it.
+            opcode @ 0xa0..=0xa3 => {
+                encoding.opcode = 0x88 | opcode & 1 | !opcode & 2;
+                encoding.modrm = Some(0);
+                encoding.immediate = &[];
+            }
+            _ => {}
+        },
+        Form::Legacy(_) => {}
+        Form::Vex([first, second]) => {
+            let usual = first & 0xe0 == 0xe0 && second & 0x40 != 0;
+            if !usual || second & 0x80 != 0 && general() {
+                return None;
+            }
+        }
+        Form::Evex([first, second, third]) => {
+            let usual = first & 0xf0 == 0xf0 && second & 0x40 != 0 && third & 8 != 0;
+            if !usual || second & 0x80 != 0 && general() {
+                return None;
+            }
+        }
+    }
+    Some(encoding)
 }
 
 /// Instructions that use RAX without naming it.
@@ -140,7 +187,7 @@ impl Operands {
             operands.memory = Some(at(R10, 0));
         }
         let code = ins.op_code();
-        let implicit = registers().any(|n| field(code.op_kind(n)) == Some(Field::Implicit));
+        let implicit = registers().any(|n| field_of(ins, code.op_kind(n)) == Some(Field::Implicit));
         if uses_rax(ins.mnemonic()) && !is_imul_of_more(ins) || implicit {
             operands.in_rax = Some(0);
         }
@@ -149,7 +196,7 @@ impl Operands {
             if !register.is_gpr() {
                 continue;
             }
-            let Some(field) = field(code.op_kind(n)) else {
+            let Some(field) = field_of(ins, code.op_kind(n)) else {
                 continue;
             };
             let host = if is_high_byte(register) {
@@ -208,7 +255,15 @@ impl Block<'_> {
         let guest = *self.guest();
         let ins = guest.ins;
         let bytes = &self.bytes[guest.offset..guest.offset + ins.len()];
-        let Some(encoding) = Encoding::parse(bytes, true) else {
+        let encoding = Encoding::parse(bytes, self.wide());
+        let encoding = encoding.and_then(|encoding| {
+            if self.wide() {
+                Some(encoding)
+            } else {
+                lengthened(&ins, encoding)
+            }
+        });
+        let Some(encoding) = encoding else {
             return false;
         };
         let Some(mut operands) = Operands::of(&ins) else {
@@ -411,17 +466,7 @@ pub fn is_left_out(ins: &Instruction) -> bool {
             ins.mnemonic(),
             Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu | Mnemonic::Maskmovq
         )
-        || matches!(
-            ins.code(),
-            Code::Mov_AL_moffs8
-                | Code::Mov_AX_moffs16
-                | Code::Mov_EAX_moffs32
-                | Code::Mov_RAX_moffs64
-                | Code::Mov_moffs8_AL
-                | Code::Mov_moffs16_AX
-                | Code::Mov_moffs32_EAX
-                | Code::Mov_moffs64_RAX
-        )
+        || is_absolute_move(ins) && !is_code32(ins)
         || (0..ins.op_count())
             .any(|n| ins.op_kind(n) == OpKind::Register && is_segment(ins.op_register(n)))
 }

@@ -15,6 +15,7 @@
 use crate::access::memory_operand;
 use crate::block::{Guest, Kind};
 use crate::registers::{self, RSP_NUMBER};
+use crate::width::{is_code32, word};
 use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
 /// The most groups of a block: each has a place in the environment.
@@ -118,7 +119,8 @@ fn join(
         } else {
             SPAN
         };
-        if end - start > span || !may_write {
+        let within = i32::try_from(start).is_ok() && i32::try_from(end).is_ok();
+        if end - start > span || !may_write || !within {
             continue;
         }
         group.start = start as i32;
@@ -130,13 +132,14 @@ fn join(
             offset: offset as i32,
         });
     }
-    if groups.len() == MOST {
+    let end = access.offset + access.size;
+    if groups.len() == MOST || i32::try_from(end).is_err() {
         return None;
     }
     let group = groups.len() as u8;
     groups.push(Group {
         start: access.offset as i32,
-        end: (access.offset + access.size) as i32,
+        end: end as i32,
         write: access.write,
         members: 1,
         branches,
@@ -152,14 +155,15 @@ fn join(
     })
 }
 
-fn stack(offset: i64, write: bool) -> Access {
+fn stack(ins: &Instruction, words: i64, write: bool) -> Access {
+    let size = word(ins);
     Access {
         root: Root {
             base: RSP_NUMBER,
             index: None,
         },
-        offset,
-        size: 8,
+        offset: words * size,
+        size,
         write,
     }
 }
@@ -179,17 +183,29 @@ fn access(
             | Code::Pushq_imm8
             | Code::Push_rm64
             | Code::Call_rel32_64
-            | Code::Call_rm64,
-        ) => Some(stack(-8, true)),
-        (Kind::Special | Kind::Transfer, Code::Pop_r64 | Code::Retnq | Code::Retnq_imm16) => {
-            Some(stack(0, false))
-        }
-        (Kind::Special, Code::Leaveq) => Some(Access {
+            | Code::Call_rm64
+            | Code::Push_r32
+            | Code::Pushd_imm32
+            | Code::Pushd_imm8
+            | Code::Push_rm32
+            | Code::Call_rel32_32
+            | Code::Call_rm32,
+        ) => Some(stack(ins, -1, true)),
+        (
+            Kind::Special | Kind::Transfer,
+            Code::Pop_r64
+            | Code::Retnq
+            | Code::Retnq_imm16
+            | Code::Pop_r32
+            | Code::Retnd
+            | Code::Retnd_imm16,
+        ) => Some(stack(ins, 0, false)),
+        (Kind::Special, Code::Leaveq | Code::Leaved) => Some(Access {
             root: Root {
                 base: RBP_NUMBER,
                 index: None,
             },
-            ..stack(0, false)
+            ..stack(ins, 0, false)
         }),
         (Kind::Innocuous(_), _) if ins.encoding() != EncodingKind::EVEX => {
             operand(ins, page, writes)
@@ -219,19 +235,29 @@ fn operand(
             write: writes(ins),
         });
     }
-    if based || !base.is_gpr64() || !(index.is_gpr64() || index == Register::None) || size > 64 {
+    let indexed = index != Register::None;
+    if based || !is_root(ins, base) || indexed && !is_root(ins, index) || size > 64 {
         return None;
     }
     let scale = ins.memory_index_scale() as u8;
     Some(Access {
         root: Root {
             base: registers::number(base),
-            index: (index != Register::None).then(|| (registers::number(index), scale)),
+            index: indexed.then(|| (registers::number(index), scale)),
         },
-        offset: ins.memory_displacement64() as i64,
+        offset: i64::from(ins.memory_displacement64() as i32),
         size: size as i64,
         write: writes(ins),
     })
+}
+
+/// Whether a register is as wide as addresses are, so that constants can be added to it.
+fn is_root(ins: &Instruction, register: Register) -> bool {
+    if is_code32(ins) {
+        register.is_gpr32()
+    } else {
+        register.is_gpr64()
+    }
 }
 
 /// What becomes of the roots after an instruction.
@@ -243,14 +269,21 @@ fn change_roots(open: &mut Vec<Open>, guest: &Guest) {
         | Code::Pushq_imm8
         | Code::Push_rm64
         | Code::Call_rel32_64
-        | Code::Call_rm64 => return add(open, RSP_NUMBER, -8),
-        Code::Pop_r64 => {
-            add(open, RSP_NUMBER, 8);
+        | Code::Call_rm64
+        | Code::Push_r32
+        | Code::Pushd_imm32
+        | Code::Pushd_imm8
+        | Code::Push_rm32
+        | Code::Call_rel32_32
+        | Code::Call_rm32
+        | Code::Pushfd
+        | Code::Pushfq => return add(open, RSP_NUMBER, -word(ins)),
+        Code::Pop_r64 | Code::Pop_r32 => {
+            add(open, RSP_NUMBER, word(ins));
             return forget(open, registers::number(ins.op0_register()));
         }
-        Code::Pushfq => return add(open, RSP_NUMBER, -8),
-        Code::Popfq => return add(open, RSP_NUMBER, 8),
-        Code::Leaveq => {
+        Code::Popfq | Code::Popfd => return add(open, RSP_NUMBER, word(ins)),
+        Code::Leaveq | Code::Leaved => {
             forget(open, RSP_NUMBER);
             return forget(open, RBP_NUMBER);
         }
@@ -273,16 +306,20 @@ fn change_roots(open: &mut Vec<Open>, guest: &Guest) {
 /// A constant that the instruction adds to a register.
 fn addition(ins: &Instruction) -> Option<(u8, i64)> {
     let to = ins.op0_register();
-    if ins.op0_kind() != OpKind::Register || !to.is_gpr64() {
+    if ins.op0_kind() != OpKind::Register || !is_root(ins, to) {
         return None;
     }
     let number = registers::number(to);
+    // Constants of 32 bits, sign-extended, or modulo 4 GiB.
     let immediate = |n| {
         matches!(
             ins.op_kind(n),
-            OpKind::Immediate8to64 | OpKind::Immediate32to64
+            OpKind::Immediate8to64
+                | OpKind::Immediate32to64
+                | OpKind::Immediate8to32
+                | OpKind::Immediate32
         )
-        .then(|| ins.immediate(n) as i64)
+        .then(|| i64::from(ins.immediate(n) as i32))
     };
     match ins.mnemonic() {
         Mnemonic::Add => Some((number, immediate(1)?)),
@@ -290,7 +327,7 @@ fn addition(ins: &Instruction) -> Option<(u8, i64)> {
         Mnemonic::Inc => Some((number, 1)),
         Mnemonic::Dec => Some((number, -1)),
         Mnemonic::Lea if ins.memory_base() == to && ins.memory_index() == Register::None => {
-            Some((number, ins.memory_displacement64() as i64))
+            Some((number, i64::from(ins.memory_displacement64() as i32)))
         }
         _ => None,
     }

@@ -33,6 +33,7 @@ mod tables;
 mod trace;
 mod tuning;
 mod vcpu;
+mod width;
 
 pub use engine::Translator;
 pub use tuning::Tuning;

@@ -21,6 +21,10 @@ impl Hasher for Mixer {
         self.write_u64(u64::from(value));
     }
 
+    fn write_u16(&mut self, value: u16) {
+        self.write_u64(u64::from(value));
+    }
+
     fn write_u32(&mut self, value: u32) {
         self.write_u64(u64::from(value));
     }

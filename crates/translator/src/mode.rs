@@ -3,7 +3,8 @@
 use belljar_interpreter::mmu::{alignment_checked, set_of};
 use belljar_interpreter::tlb::Set;
 use belljar_x86::bits::{cr0, cr4};
-use belljar_x86::{Access, CpuState};
+use belljar_x86::{Access, CpuState, Gpr, Seg, Segment};
+use iced_x86::Register;
 
 /// Which jump cache code uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,26 +15,61 @@ pub enum Space {
     SupervisorAc,
     /// 64-bit code of programs.
     User,
+    /// 32-bit code of the supervisor.
+    Supervisor32,
+    /// The same while AC is set.
+    SupervisorAc32,
+    /// 32-bit code of programs.
+    User32,
+}
+
+impl Space {
+    /// The spaces between which generated code changes by itself, of which this is one.
+    pub const fn family(self) -> &'static [Self] {
+        match self {
+            Self::Supervisor | Self::SupervisorAc => &[Self::Supervisor, Self::SupervisorAc],
+            Self::User => &[Self::User],
+            Self::Supervisor32 | Self::SupervisorAc32 => {
+                &[Self::Supervisor32, Self::SupervisorAc32]
+            }
+            Self::User32 => &[Self::User32],
+        }
+    }
 }
 
 /// A mode in which code is translated. Others are the interpreter's.
+///
+/// 32-bit code is translated if CS and SS are flat (base 0, limit 4 GiB) and the stack pointer has 32
+/// bits, so that neither fetches nor the stack need a check of their segment. Which of the other
+/// segments can be used without one is part of the mode; instructions that use others are the
+/// interpreter's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Mode(u8);
+pub struct Mode(u16);
 
 impl Mode {
-    const SET: u8 = 3;
-    const SSE: u8 = 1 << 2;
-    const AVX: u8 = 1 << 3;
-    const COUNTING: u8 = 1 << 4;
-    const NARROW: u8 = 1 << 5;
+    const SET: u16 = 3;
+    const SSE: u16 = 1 << 2;
+    const AVX: u16 = 1 << 3;
+    const COUNTING: u16 = 1 << 4;
+    const NARROW: u16 = 1 << 5;
+    const CODE32: u16 = 1 << 6;
+    /// DS and ES are flat.
+    const DS: u16 = 1 << 7;
+    const ES: u16 = 1 << 8;
+    /// FS and GS have a limit of 4 GiB.
+    const FS: u16 = 1 << 9;
+    const GS: u16 = 1 << 10;
 
     /// The mode of `cpu`; `None` if its code is not translated. AVX is enabled if XCR0 has all bits
     /// of `avx`. `counting` code counts its instructions.
     pub fn of(cpu: &CpuState, avx: u64, counting: bool) -> Option<Self> {
-        if !cpu.code64() || alignment_checked(cpu) {
+        if alignment_checked(cpu) {
             return None;
         }
-        let mut mode = set_of(cpu, Access::Read) as u8;
+        let mut mode = set_of(cpu, Access::Read) as u16;
+        if !cpu.code64() {
+            mode |= segments(cpu)?;
+        }
         let sse = cr4::OSFXSR | cr4::OSXMMEXCPT;
         if cpu.cr0 & (cr0::TS | cr0::EM) == 0 && cpu.cr4 & sse == sse {
             mode |= Self::SSE;
@@ -58,11 +94,40 @@ impl Mode {
 
     /// Which jump cache the code uses.
     pub const fn space(self) -> Space {
-        match self.set() {
-            Set::SupervisorAc => Space::SupervisorAc,
-            Set::User => Space::User,
-            _ => Space::Supervisor,
+        match (self.set(), self.is_code32()) {
+            (Set::SupervisorAc, false) => Space::SupervisorAc,
+            (Set::User, false) => Space::User,
+            (_, false) => Space::Supervisor,
+            (Set::SupervisorAc, true) => Space::SupervisorAc32,
+            (Set::User, true) => Space::User32,
+            (_, true) => Space::Supervisor32,
         }
+    }
+
+    /// Whether it is code of programs.
+    pub const fn is_user(self) -> bool {
+        matches!(self.set(), Set::User)
+    }
+
+    /// Whether it is 32-bit code; else it is 64-bit code.
+    pub const fn is_code32(self) -> bool {
+        self.0 & Self::CODE32 != 0
+    }
+
+    /// Whether accesses through `segment` need no check of it: all of 64-bit code, and in 32-bit code
+    /// those of flat segments, and of FS and GS if all that matters of them is the base.
+    pub fn is_free(self, segment: Register) -> bool {
+        let bit = match segment {
+            _ if !self.is_code32() => return true,
+            Register::SS => return true,
+            Register::DS => Self::DS,
+            Register::ES => Self::ES,
+            Register::FS => Self::FS,
+            Register::GS => Self::GS,
+            // Reads alone, if at all: rare.
+            _ => return false,
+        };
+        self.0 & bit != 0
     }
 
     /// Whether SSE instructions are enabled.
@@ -106,7 +171,7 @@ impl Mode {
     /// Whether code is translated so that it runs wherever its page is mapped: programs and their
     /// libraries lie at other addresses in every process.
     pub const fn is_relative(self) -> bool {
-        matches!(self.space(), Space::User)
+        self.is_user()
     }
 
     /// The supervisor's mode with AC set or clear.
@@ -117,11 +182,132 @@ impl Mode {
         } else {
             Set::Supervisor
         };
-        Self(self.0 & !Self::SET | to as u8)
+        Self(self.0 & !Self::SET | to as u16)
     }
 
     /// The mode as a small number.
-    pub const fn number(self) -> u8 {
+    pub const fn number(self) -> u16 {
         self.0
+    }
+}
+
+/// The mode's bits for 32-bit code and its segments; `None` if the code is not translated.
+fn segments(cpu: &CpuState) -> Option<u16> {
+    let (cs, ss) = (cpu.seg(Seg::Cs), cpu.seg(Seg::Ss));
+    let protected = cpu.protected() && !cpu.virtual_8086() && cpu.code_bits() == 32;
+    let flat_code = cs.usable && cs.base == 0 && cs.limit == u32::MAX;
+    let flat_stack = is_whole(ss) && ss.base == 0 && ss.has(Segment::BIG);
+    // CLI, STI and POPF are translated for CPL 0 and 3. The upper half of RSP, which stays as it is
+    // while ESP is the stack pointer, is one of programs that 64-bit code has left there.
+    let usual = matches!(cpu.cpl, 0 | 3) && cpu.gpr[Gpr::Rsp as usize] >> 32 == 0;
+    if !(protected && flat_code && flat_stack && usual) {
+        return None;
+    }
+    let bit = |seg: Seg, based: bool, bit: u16| {
+        let segment = cpu.seg(seg);
+        if is_whole(segment) && (based || segment.base == 0) {
+            bit
+        } else {
+            0
+        }
+    };
+    Some(
+        Mode::CODE32
+            | bit(Seg::Ds, false, Mode::DS)
+            | bit(Seg::Es, false, Mode::ES)
+            | bit(Seg::Fs, true, Mode::FS)
+            | bit(Seg::Gs, true, Mode::GS),
+    )
+}
+
+/// Whether `segment` is one of data that can be read and written up to 4 GiB.
+const fn is_whole(segment: &Segment) -> bool {
+    segment.usable
+        && segment.limit == u32::MAX
+        && segment.has(Segment::WRITABLE)
+        && !segment.has(Segment::CODE)
+        && !segment.has(Segment::EXPAND_DOWN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use belljar_x86::bits::rflags;
+
+    fn segment(rights: u16) -> Segment {
+        Segment {
+            selector: 8,
+            rights: rights | Segment::PRESENT | Segment::S | Segment::BIG,
+            limit: u32::MAX,
+            base: 0,
+            usable: true,
+        }
+    }
+
+    /// A processor that runs 32-bit code with flat segments.
+    fn flat() -> CpuState {
+        let mut cpu = CpuState::reset(0);
+        cpu.cr0 |= cr0::PE;
+        cpu.segments = [segment(Segment::WRITABLE); 6];
+        cpu.segments[Seg::Cs as usize] = segment(Segment::CODE | Segment::WRITABLE);
+        cpu.gpr[Gpr::Rsp as usize] = 0x1000;
+        cpu
+    }
+
+    fn mode(change: impl FnOnce(&mut CpuState)) -> Option<Mode> {
+        let mut cpu = flat();
+        change(&mut cpu);
+        Mode::of(&cpu, 0, false)
+    }
+
+    #[test]
+    fn flat_32_bit_code_is_translated() {
+        let mode = mode(|_| ()).unwrap();
+        assert!(mode.is_code32() && !mode.is_user());
+        for free in [Register::DS, Register::ES, Register::SS, Register::GS] {
+            assert!(mode.is_free(free), "{free:?}");
+        }
+        assert!(!mode.is_free(Register::CS));
+    }
+
+    #[test]
+    fn other_code_and_stack_segments_are_the_interpreters() {
+        let set = |seg: Seg, change: fn(&mut Segment)| {
+            mode(|cpu| change(&mut cpu.segments[seg as usize])).is_none()
+        };
+        for seg in [Seg::Cs, Seg::Ss] {
+            assert!(set(seg, |s| s.base = 0x1000));
+            assert!(set(seg, |s| s.limit = 0xf_ffff));
+            assert!(set(seg, |s| s.rights &= !Segment::BIG));
+            assert!(set(seg, |s| s.usable = false));
+        }
+        assert!(set(Seg::Ss, |s| s.rights |= Segment::EXPAND_DOWN));
+        assert!(mode(|cpu| cpu.cr0 &= !cr0::PE).is_none());
+        assert!(mode(|cpu| cpu.rflags |= rflags::VM).is_none());
+        assert!(mode(|cpu| cpu.gpr[Gpr::Rsp as usize] |= 1 << 32).is_none());
+        assert!(mode(|cpu| cpu.cpl = 1).is_none());
+    }
+
+    #[test]
+    fn data_segments_that_are_not_flat_are_not_free() {
+        let free = |seg: Seg, register, change: fn(&mut Segment)| {
+            mode(|cpu| change(&mut cpu.segments[seg as usize]))
+                .unwrap()
+                .is_free(register)
+        };
+        let pairs = [(Seg::Ds, Register::DS), (Seg::Es, Register::ES)];
+        let based = [(Seg::Fs, Register::FS), (Seg::Gs, Register::GS)];
+        for (seg, register) in pairs.into_iter().chain(based) {
+            assert!(!free(seg, register, |s| s.limit = 0xffff));
+            assert!(!free(seg, register, |s| s.rights &= !Segment::WRITABLE));
+            assert!(!free(seg, register, |s| s.rights |= Segment::CODE));
+            assert!(!free(seg, register, |s| s.usable = false));
+        }
+        for (seg, register) in pairs {
+            assert!(!free(seg, register, |s| s.base = 16));
+        }
+        for (seg, register) in based {
+            assert!(free(seg, register, |s| s.base = 16));
+        }
     }
 }

@@ -6,6 +6,7 @@ use crate::flags::{self, Effect};
 use crate::generic::is_left_out;
 use crate::mode::Mode;
 use crate::system;
+use crate::width::has_address16;
 use belljar_interpreter::mmu::CodePage;
 use belljar_interpreter::processor::Core;
 use belljar_interpreter::{decoder, exists};
@@ -14,7 +15,7 @@ use iced_x86::{Code, DecoderError, Instruction, Mnemonic, OpKind, Register};
 
 /// Code to be translated.
 #[derive(Clone, Copy, Debug)]
-pub struct Code64<'a> {
+pub struct Fragment<'a> {
     /// Address of the first instruction.
     pub rip: u64,
     /// Bytes from there on.
@@ -28,7 +29,7 @@ pub struct Code64<'a> {
 /// The most instructions that are looked at beyond a block's end.
 const PEEK: usize = 6;
 
-impl Code64<'_> {
+impl Fragment<'_> {
     /// Whether the code at `target` overwrites all status flags before it reads any. Only code of
     /// the same page is looked at: it changes and goes together with the block.
     fn overwrites_flags(&self, core: &Core, mode: Mode, target: u64) -> bool {
@@ -69,12 +70,12 @@ impl Code64<'_> {
 pub fn scan(
     core: &Core,
     mode: Mode,
-    source: &Code64<'_>,
+    source: &Fragment<'_>,
     most: usize,
     begins: impl Fn(u64) -> bool,
     guests: &mut Vec<Guest>,
 ) -> u64 {
-    let Code64 { rip, bytes, .. } = *source;
+    let Fragment { rip, bytes, .. } = *source;
     guests.clear();
     let mut decoder = decoder(core, rip, bytes);
     let mut ins = Instruction::default();
@@ -114,7 +115,7 @@ pub fn scan(
     if guests.last().is_some_and(|last| leads_on(&last.ins)) {
         let last = guests.len() - 1;
         let ins = guests[last].ins;
-        if !source.exact && source.overwrites_flags(core, mode, ins.near_branch64()) {
+        if !source.exact && source.overwrites_flags(core, mode, ins.near_branch_target()) {
             guests[last].effect = Effect::default();
             live = 0;
         }
@@ -123,8 +124,14 @@ pub fn scan(
         live = guest.effect.live_before(live);
         guest.live = if source.exact { flags::ALL } else { live };
     }
+    // The last instruction of 4 GiB leads to the first.
+    let end = if mode.is_code32() {
+        0xffff_ffff
+    } else {
+        u64::MAX
+    };
     guests.last().map_or(rip, |last| {
-        rip.wrapping_add((last.offset + last.ins.len()) as u64)
+        rip.wrapping_add((last.offset + last.ins.len()) as u64) & end
     })
 }
 
@@ -132,12 +139,20 @@ pub fn scan(
 fn leads_on(ins: &Instruction) -> bool {
     matches!(
         ins.code(),
-        Code::Jmp_rel8_64 | Code::Jmp_rel32_64 | Code::Call_rel32_64
+        Code::Jmp_rel8_64
+            | Code::Jmp_rel32_64
+            | Code::Call_rel32_64
+            | Code::Jmp_rel8_32
+            | Code::Jmp_rel32_32
+            | Code::Call_rel32_32
     )
 }
 
 fn kind(core: &Core, mode: Mode, ins: &Instruction) -> Kind {
     if !exists(core, ins) || mode.is_relative() && ins.memory_base() == Register::EIP {
+        return Kind::Interpreted;
+    }
+    if mode.is_code32() && !reaches(mode, ins) {
         return Kind::Interpreted;
     }
     if control::is_branch(ins) {
@@ -175,6 +190,17 @@ fn kind(core: &Core, mode: Mode, ins: &Instruction) -> Kind {
             Some(unit) => Kind::Innocuous(unit),
         },
     }
+}
+
+/// Whether translated 32-bit code can form the address of the instruction's memory operands.
+fn reaches(mode: Mode, ins: &Instruction) -> bool {
+    let free = (0..ins.op_count()).all(|n| match ins.op_kind(n) {
+        OpKind::Memory => ins.mnemonic() == Mnemonic::Lea || mode.is_free(ins.memory_segment()),
+        OpKind::MemorySegESI | OpKind::MemorySegEDI => mode.is_free(ins.memory_segment()),
+        OpKind::MemoryESEDI => mode.is_free(Register::ES),
+        _ => true,
+    });
+    free && !has_address16(ins)
 }
 
 /// Whether an SSE instruction has an operand of MMX.

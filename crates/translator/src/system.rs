@@ -11,8 +11,8 @@ use crate::block::{Block, Rare};
 use crate::control::Value;
 use crate::env::Env;
 use crate::exit::Exit;
-use crate::mode::{Mode, Space};
-use crate::registers::{self, GUEST_RAX, GUEST_RSP, Place};
+use crate::mode::Mode;
+use crate::registers::{self, GUEST_RAX, Place};
 use crate::tables::Loc;
 use belljar_engine::Reason;
 use belljar_x86::Segment;
@@ -25,11 +25,11 @@ const PLAIN: u64 = rflags::STATUS | rflags::IF | rflags::FIXED;
 
 /// Whether the instruction is translated by [`Block::system`], which leaves the block going.
 pub fn is_system(ins: &Instruction, mode: Mode) -> bool {
-    let supervisor = mode.space() != Space::User;
+    let supervisor = !mode.is_user();
     match ins.code() {
-        Code::Cli | Code::Sti | Code::Popfq => supervisor && !mode.counting(),
+        Code::Cli | Code::Sti | Code::Popfq | Code::Popfd => supervisor && !mode.counting(),
         Code::Swapgs => supervisor,
-        Code::Pushfq => true,
+        Code::Pushfq | Code::Pushfd => true,
         Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => ins.op0_kind() == OpKind::Register,
         Code::Stosb_m8_AL
         | Code::Stosd_m32_EAX
@@ -37,7 +37,7 @@ pub fn is_system(ins: &Instruction, mode: Mode) -> bool {
         | Code::Movsb_m8_m8
         | Code::Movsd_m32_m32
         | Code::Movsq_m64_m64 => {
-            let plain = matches!(ins.op0_kind(), OpKind::MemoryESRDI)
+            let plain = matches!(ins.op0_kind(), OpKind::MemoryESRDI | OpKind::MemoryESEDI)
                 && !ins.has_segment_prefix()
                 && (ins.has_rep_prefix() != ins.has_repne_prefix());
             plain && !mode.counting()
@@ -48,7 +48,7 @@ pub fn is_system(ins: &Instruction, mode: Mode) -> bool {
 
 /// Whether the instruction sets or clears AC, which ends the block.
 pub fn changes_access(ins: &Instruction, mode: Mode) -> bool {
-    matches!(ins.code(), Code::Stac | Code::Clac) && mode.space() != Space::User
+    matches!(ins.code(), Code::Stac | Code::Clac) && !mode.is_user()
 }
 
 impl Block<'_> {
@@ -74,8 +74,8 @@ impl Block<'_> {
                 self.asm.store32(Env::heeded(), RAX);
                 self.asm.store_imm32(Env::interrupts(), rflags::IF as u32);
             }
-            Code::Pushfq => self.push_flags(),
-            Code::Popfq => self.pop_flags(),
+            Code::Pushfq | Code::Pushfd => self.push_flags(),
+            Code::Popfq | Code::Popfd => self.pop_flags(),
             Code::Swapgs => {
                 self.asm.load(RAX, Env::base(true));
                 self.asm.load(R10, Env::kernel_gs());
@@ -122,7 +122,7 @@ impl Block<'_> {
     fn pop_flags(&mut self) {
         let place = self.stack_top(0, false);
         // Until the flags are loaded the old ones are where a fault finds them.
-        self.asm.load(RAX, place);
+        self.load_word(RAX, place);
         self.asm.mov32(R10, RAX);
         self.asm.alu_mem(Alu::Xor, false, R10, Env::system());
         self.held = None;
@@ -148,7 +148,7 @@ impl Block<'_> {
             .alu_imm(Alu::And, false, RAX, (rflags::STATUS as u8 as i32) << 8);
         self.asm.reg(false, &[0x0b], RAX, R10);
         self.asm.store32(Env::flags(), RAX);
-        self.asm.lea(true, GUEST_RSP, at(GUEST_RSP, 8));
+        self.add_to_stack(self.word());
         self.loc = Loc::Saved;
     }
 
@@ -162,7 +162,7 @@ impl Block<'_> {
     }
 
     /// Leaves for the interpreter, which executes the instruction, on a condition.
-    fn leave_if(&mut self, cond: Cond) {
+    pub fn leave_if(&mut self, cond: Cond) {
         let label = self.asm.label();
         self.asm.jcc(cond, label);
         let site = self.site();
@@ -202,10 +202,10 @@ impl Block<'_> {
         let live = self.guest().live;
         self.spare_flags(live);
         // test rcx, rcx
-        let end = self.asm.label();
-        self.asm.reg(true, &[0x85], RCX, RCX);
+        let (end, wide) = (self.asm.label(), self.wide());
+        self.asm.reg(wide, &[0x85], RCX, RCX);
         self.asm.jcc(Cond::E, end);
-        self.asm.alu_imm(Alu::Cmp, true, RCX, 4096);
+        self.asm.alu_imm(Alu::Cmp, wide, RCX, 4096);
         self.leave_if(Cond::A);
         self.asm.load32(RAX, Env::system());
         self.asm.byte(0xa9); // test eax, imm32
@@ -214,11 +214,11 @@ impl Block<'_> {
         self.room(RDI, scale);
         if copies {
             self.room(RSI, scale);
-            self.asm.mov(R10, RSI);
+            self.move_word(R10, RSI);
             self.check(Address::Computed, 1, false);
             self.asm.store(Env::temp(2), R10);
         }
-        self.asm.mov(R10, RDI);
+        self.move_word(R10, RDI);
         self.check(Address::Computed, 1, true);
         // The registers as they are afterwards.
         self.after(RDI, scale, 1);
@@ -227,6 +227,9 @@ impl Block<'_> {
             self.asm.load(RSI, Env::temp(2));
         }
         self.asm.mov(RDI, R10);
+        if !wide {
+            self.asm.mov32(RCX, RCX);
+        }
         self.asm.mov(RAX, GUEST_RAX);
         self.asm.bytes(opcode);
         self.asm.load(RDI, Env::temp(1));
@@ -244,7 +247,7 @@ impl Block<'_> {
             index: Some((RCX, scale)),
             ..at(RAX, 0)
         };
-        self.asm.lea(true, RAX, end);
+        self.lea_word(RAX, end);
         self.asm.alu_imm(Alu::Cmp, true, RAX, 4096);
         self.leave_if(Cond::A);
     }
@@ -255,7 +258,7 @@ impl Block<'_> {
             index: Some((RCX, scale)),
             ..at(register, 0)
         };
-        self.asm.lea(true, RAX, end);
+        self.lea_word(RAX, end);
         self.asm.store(Env::temp(temp), RAX);
     }
 }

@@ -425,10 +425,14 @@ impl TranslatorVcpu {
 
     /// The address that the tables hold as `place`.
     pub(crate) fn address(&self, mode: Mode, place: u64) -> u64 {
-        if mode.is_relative() {
-            self.env.page.wrapping_add(place)
+        if !mode.is_relative() {
+            return place;
+        }
+        let address = self.env.page.wrapping_add(place);
+        if mode.is_code32() {
+            address & 0xffff_ffff
         } else {
-            place
+            address
         }
     }
 

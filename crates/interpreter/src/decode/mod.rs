@@ -10,6 +10,7 @@ use crate::mmu::CodePage;
 use crate::op::Handler;
 use crate::processor::Core;
 use belljar_memory::PAGE_SIZE;
+use belljar_x86::Exception;
 use belljar_x86::syscall::Vendor;
 use iced_x86::{CpuidFeature, Decoder, DecoderError, DecoderOptions, Instruction};
 pub use lower::exists;
@@ -51,6 +52,12 @@ pub fn block(core: &mut Core, cache: &mut Cache, key: &Key, page: CodePage) -> R
     core.mmu.read_code(page, offset, &mut bytes[..length]);
     let mut second = None;
     if room < LONGEST && reaches_end(core, key, &bytes[..length]) {
+        let beyond = key.rip.wrapping_add(room as u64) > u64::from(key.limit);
+        if !core.code64 && beyond {
+            // The limit is checked before the page is looked for.
+            core.raise(Exception::general_protection(0));
+            return Err(Stop::Fault);
+        }
         let next = (key.linear() | (PAGE_SIZE - 1)).wrapping_add(1);
         let next = match core.mmu.code_page(&core.cpu, next) {
             Ok(next) => next,

@@ -6,6 +6,7 @@
 pub mod harness;
 
 mod code;
+mod code32;
 mod exceptions;
 mod execution;
 mod flags;

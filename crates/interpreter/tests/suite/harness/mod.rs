@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub mod code32;
+
 use super::{counted, engine};
 use belljar_clock::{Entropy, ManualClock};
 use belljar_engine::{Attention, Board, Engine, Exit, MsrRefused, Reason, Vcpu, VcpuId, VcpuSetup};
