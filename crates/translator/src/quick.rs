@@ -1,7 +1,6 @@
 //! Exits that only ask where to go on: answered without moving any state.
 
 use crate::exit::Exit;
-use crate::mode::Space;
 use crate::tables::ANY_PAGE;
 use crate::trace;
 use crate::vcpu::TranslatorVcpu;
@@ -31,9 +30,9 @@ impl TranslatorVcpu {
             }
             Exit::Indirect => {
                 let set = self.env.system & rflags::AC as u32 != 0;
-                let mode = match self.mode?.space() {
-                    Space::User => self.mode?,
-                    Space::Supervisor | Space::SupervisorAc => self.mode?.with_access(set),
+                let mode = match self.mode? {
+                    mode if mode.is_user() => mode,
+                    mode => mode.with_access(set),
                 };
                 (self.env.target, mode)
             }

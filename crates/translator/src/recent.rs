@@ -12,7 +12,7 @@ use belljar_memory::PAGE_SIZE;
 const SIZE: usize = 1 << 15;
 /// Bits of [`Entry::what`] for the offset in the page and for the mode; the rest is the time.
 const OFFSET: u32 = 12;
-const MODE: u32 = 8;
+const MODE: u32 = 11;
 /// Times before they repeat.
 const STAMPS: u32 = 1 << (32 - OFFSET - MODE);
 
