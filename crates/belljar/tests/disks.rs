@@ -41,12 +41,14 @@ fn copies(suite: &str, cpus: &str) {
         &disk(&second, ",interface=nvme,readonly"),
     ]);
     guest.wait_for(PROMPT);
-    let sizes = guest.run("cat /sys/block/nvme0n1/size /sys/block/nvme0n2/size");
+    // Kernels name namespaces in the order in which they come upon them.
+    guest.run("block() { for d in /sys/block/nvme*; do grep -qx $1 $d/nsid && echo $d; done; }");
+    let sizes = guest.run("cat $(block 1)/size $(block 2)/size");
     assert_eq!(sizes, format!("{}\n2048", SIZE / 512));
-    assert_eq!(guest.run("cat /sys/block/nvme0n2/ro").trim(), "1");
+    assert_eq!(guest.run("cat $(block 2)/ro").trim(), "1");
 
-    // Sums of two halves, by the guest and by the host.
-    let sums = guest.run("mknod /tmp/d b $(sed 's/:/ /' /sys/block/nvme0n1/dev); md5sum < /tmp/d");
+    guest.run("mknod /tmp/d b $(sed 's/:/ /' $(block 1)/dev)");
+    let sums = guest.run("md5sum < /tmp/d");
     fs::write(directory.path().join("expected"), &before).unwrap();
     let expected = std::process::Command::new("md5sum")
         .arg(directory.path().join("expected"))
