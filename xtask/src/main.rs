@@ -2,6 +2,7 @@
 
 mod bench;
 mod fuzz;
+mod images;
 mod machines;
 mod programs;
 mod stress;
@@ -23,6 +24,8 @@ struct Arguments {
 enum Chore {
     /// Runs all tests: units, properties, machines, the host as oracle, and boots of stock kernels
     Test(test::Options),
+    /// Builds images of Debian suites and boots them, which takes minutes each
+    TestImages(images::Options),
     /// Boots the default guest with the translator tuned so that rare events happen all the time
     Stress(stress::Options),
     /// Times the boot of the default guest under Belljar and under QEMU's TCG, in turn
@@ -59,6 +62,7 @@ fn run(command: &mut Command) -> Result<()> {
 fn main() -> Result<()> {
     match Arguments::parse().chore {
         Chore::Test(options) => test::run(&options),
+        Chore::TestImages(options) => images::run(&options),
         Chore::Stress(options) => stress::run(&options),
         Chore::BenchBoot(options) => bench::run(&options),
         Chore::BenchPrograms(options) => programs::run(&options),

@@ -1,6 +1,7 @@
 //! The command line: flags fill a [`MachineConfig`], over what a configuration file says.
 
 use crate::commands::{AttachOptions, ListOptions, LogsOptions, Names, StatsOptions, StopOptions};
+use crate::images::ImageCommand;
 use belljar_machine::{
     ConfigError, ConsoleChoice, DiskConfig, EngineChoice, MachineConfig, NetChoice, Size,
 };
@@ -54,6 +55,9 @@ pub enum Command {
     Logs(LogsOptions),
     /// Show where a machine's time goes, by vCPU
     Stats(StatsOptions),
+    /// Build, list and remove images: bootable disks of Debian
+    #[command(subcommand)]
+    Image(ImageCommand),
 }
 
 const START_AFTER_HELP: &str = "\
@@ -93,6 +97,14 @@ Environment:
 /// The flags of `belljar run`. What is not given is as the configuration file says, or the default.
 #[derive(Debug, Default, Args)]
 pub struct RunOptions {
+    /// Image to boot, for example debian:trixie; it is built at its first use. The machine has its
+    /// own copy of the disk, which lasts from run to run under the machine's name [default name: the
+    /// image's, as in debian-trixie]
+    #[arg(value_name = "IMAGE", conflicts_with_all = ["kernel", "initrd", "suite"])]
+    image: Option<String>,
+    /// Begin with a new copy of the image; what the machine's disk held is lost
+    #[arg(long, requires = "image")]
+    fresh: bool,
     /// What runs the guest's code: auto (the best that this host has), translator, interpreter, kvm
     /// [default: auto]
     #[arg(long, value_name = "NAME")]
@@ -163,6 +175,8 @@ impl RunOptions {
             None => MachineConfig::default(),
         };
         config.engine = self.engine.unwrap_or(config.engine);
+        config.image = self.image.or(config.image);
+        config.fresh |= self.fresh;
         config.kernel = self.kernel.or(config.kernel);
         config.initrd = self.initrd.or(config.initrd);
         config.cmdline = self.cmdline.or(config.cmdline);

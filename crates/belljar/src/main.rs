@@ -13,6 +13,7 @@ mod control;
 mod detached;
 mod escape;
 mod guest;
+mod images;
 mod registration;
 mod run;
 mod signals;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         Command::Console(options) => done(commands::attach(&options)),
         Command::Logs(options) => done(commands::logs(&options)),
         Command::Stats(options) => done(commands::stats(&options)),
+        Command::Image(command) => done(images::run(command)),
     }
 }
 

@@ -4,7 +4,7 @@ use crate::console::{Attachable, Console, Hub, Requests};
 use crate::control::{Control, Facts};
 use crate::registration::Registration;
 use crate::terminal::{RawTerminal, message};
-use crate::{detached, guest, signals, statistics};
+use crate::{detached, guest, images, signals, statistics};
 use anyhow::{Context, Result};
 use belljar_api::Ended;
 use belljar_machine::{
@@ -86,6 +86,7 @@ impl Requests for Stopper {
 /// Runs the machine of `config` to its end.
 pub fn run(mut config: MachineConfig, mode: Mode) -> Result<Ending> {
     let caught = signals::catch().context("cannot catch signals")?;
+    images::machine::name(&mut config);
     let registration = Registration::enter(&config, mode == Mode::Detached)?;
     let source = match &config.kernel {
         Some(kernel) => kernel.display().to_string(),

@@ -33,6 +33,10 @@ pub const MOST_CARDS: usize = 8;
 pub struct MachineConfig {
     /// The machine's name; if there is none, whoever runs the machine chooses one.
     pub name: Option<String>,
+    /// The image that the machine boots from its own copy of; whoever runs the machine provides it.
+    pub image: Option<String>,
+    /// Whether the machine begins with a new copy of the image.
+    pub fresh: bool,
     /// The kernel: a Linux bzImage, an ELF vmlinux, or a multiboot 1 image.
     pub kernel: Option<PathBuf>,
     /// The initial RAM filesystem.
@@ -63,6 +67,8 @@ impl Default for MachineConfig {
     fn default() -> Self {
         Self {
             name: None,
+            image: None,
+            fresh: false,
             kernel: None,
             initrd: None,
             cmdline: None,
@@ -106,6 +112,9 @@ impl MachineConfig {
         }
         if let Some(name) = self.name.as_ref().filter(|name| !is_name(name)) {
             return Err(ConfigError::Name(name.clone()));
+        }
+        if self.image.is_some() && (self.kernel.is_some() || self.suite.is_some()) {
+            return Err(ConfigError::ImageWithKernel);
         }
         if self.kernel.is_none() && self.initrd.is_some() {
             return Err(ConfigError::InitrdWithoutKernel);
@@ -198,6 +207,9 @@ pub enum ConfigError {
     /// An initial RAM filesystem for a kernel that Belljar chooses.
     #[error("an initrd needs its kernel: give --kernel too")]
     InitrdWithoutKernel,
+    /// Something to boot besides an image, which has a kernel of its own.
+    #[error("an image has its own kernel; it cannot go with --kernel, --initrd or --suite")]
+    ImageWithKernel,
     /// A suite to take a kernel from although one was given.
     #[error("--suite chooses the guest that Belljar makes itself; it cannot go with --kernel")]
     SuiteWithKernel,

@@ -24,9 +24,15 @@ pub struct Guest {
 impl Guest {
     /// Starts `belljar run` with `arguments`.
     pub fn start(arguments: &[&str]) -> Self {
+        Self::start_with(arguments, &[])
+    }
+
+    /// Starts `belljar run` with `arguments` and environment variables.
+    pub fn start_with(arguments: &[&str], variables: &[(&str, String)]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_belljar"))
             .arg("run")
             .args(arguments)
+            .envs(variables.iter().map(|(name, value)| (name, value)))
             .env(
                 "BELLJAR_RUNTIME_DIR",
                 concat!(env!("CARGO_TARGET_TMPDIR"), "/machines"),
@@ -77,6 +83,11 @@ impl Guest {
                 ),
             }
         }
+    }
+
+    /// Types a line.
+    pub fn type_line(&mut self, line: &str) {
+        writeln!(self.input, "{line}").expect("the console takes input");
     }
 
     /// Types a command at the prompt; gives what it printed.
