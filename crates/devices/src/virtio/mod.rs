@@ -27,6 +27,7 @@ mod queue;
 mod registers;
 pub mod rng;
 mod signals;
+pub mod vsock;
 mod worker;
 
 pub use bell::{Bell, Doorbell};
