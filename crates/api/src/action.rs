@@ -43,6 +43,12 @@ pub enum Action {
         /// Whether what was printed lately comes first.
         scrollback: bool,
     },
+    /// Connect with a port of the guest's socket device: [`Answer::Connected`], after which the
+    /// connection is a stream to whoever listens there.
+    Connect {
+        /// The port.
+        port: u32,
+    },
 }
 
 /// What a machine answers.
@@ -67,6 +73,8 @@ pub enum Answer {
         /// Whether what the client writes reaches the guest.
         input: bool,
     },
+    /// To [`Action::Connect`]: from here on the connection is the guest's.
+    Connected,
 }
 
 /// What a machine does at the moment.

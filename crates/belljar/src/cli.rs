@@ -1,6 +1,8 @@
 //! The command line: flags fill a [`MachineConfig`], over what a configuration file says.
 
-use crate::commands::{AttachOptions, ListOptions, LogsOptions, Names, StatsOptions, StopOptions};
+use crate::commands::{
+    AttachOptions, ExecOptions, ListOptions, LogsOptions, Names, StatsOptions, StopOptions,
+};
 use crate::images::ImageCommand;
 use belljar_machine::{
     ConfigError, ConsoleChoice, DiskConfig, EngineChoice, MachineConfig, NetChoice, Size,
@@ -51,6 +53,12 @@ pub enum Command {
     /// First comes what the guest printed lately (up to 64 KiB). Any number of terminals can be
     /// attached; the first one has the keyboard. The machine goes on when they detach.
     Console(AttachOptions),
+    /// Run a command in a guest that has Belljar's agent: those that Belljar makes
+    ///
+    /// Standard input, output and error are the command's, and signals are passed on to it; the
+    /// third one leaves it to itself.
+    #[command(after_help = EXEC_AFTER_HELP)]
+    Exec(ExecOptions),
     /// Show what a machine has printed on its serial console, up to 2 MiB
     Logs(LogsOptions),
     /// Show where a machine's time goes, by vCPU
@@ -69,6 +77,14 @@ Exit status:
 Environment:
   BELLJAR_RUNTIME_DIR  where machines are found [default: belljar in XDG_RUNTIME_DIR or
                        /run/user/UID, else /tmp/belljar-UID]";
+
+const EXEC_AFTER_HELP: &str = "\
+Exit status:
+  that of the command; 128 and the number of the signal that ended it
+  1    Belljar failed, or the guest has no agent
+  2    wrong usage
+  126  the command cannot be executed
+  127  there is no such command";
 
 const PS_AFTER_HELP: &str = "\
 States: running, paused, starting, unresponsive (its process does not answer), and with --all ended,

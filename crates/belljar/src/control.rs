@@ -3,7 +3,7 @@
 use crate::console::Attachable;
 use crate::statistics;
 use belljar_api::{Action, Answer, Ended, Performed, State, Status};
-use belljar_machine::MachineHandle;
+use belljar_machine::{Greetings, MachineHandle};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -102,6 +102,33 @@ impl Control {
         Performed::Answer(Answer::Done)
     }
 
+    /// Hands the client's connection over to the guest's socket device, which answers for itself.
+    fn connect(&self, port: u32) -> Performed {
+        let reason = format!(
+            "nobody listens at port {port} in the guest: it has no agent, or that has not started yet"
+        );
+        let line = |answer: &Answer| {
+            // Answers are plain data, which can always be written.
+            let mut line = serde_json::to_vec(answer).unwrap_or_default();
+            line.push(b'\n');
+            line
+        };
+        let greetings = Greetings {
+            accepted: line(&Answer::Connected),
+            refused: line(&Answer::Refused { reason }),
+        };
+        let machine = self.machine.clone();
+        Performed::Stream(
+            None,
+            Box::new(move |connection, _| {
+                let (stream, _) = connection.into_stream();
+                if let Err(error) = machine.connect(port, stream, greetings) {
+                    tracing::warn!(%error, "a client cannot be connected with the guest");
+                }
+            }),
+        )
+    }
+
     fn wait(&self) -> Performed {
         let ended = Arc::clone(&self.ended);
         Performed::Stream(
@@ -144,6 +171,7 @@ impl belljar_api::Controlled for Control {
             }
             Action::Wait => self.wait(),
             Action::Console { input, scrollback } => self.console.attach(input, scrollback),
+            Action::Connect { port } => self.connect(port),
         }
     }
 }

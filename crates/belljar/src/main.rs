@@ -52,6 +52,10 @@ fn main() -> ExitCode {
         Command::Pause(names) => done(commands::pause(&names)),
         Command::Resume(names) => done(commands::resume(&names)),
         Command::Console(options) => done(commands::attach(&options)),
+        Command::Exec(options) => match commands::exec(options) {
+            Ok(status) => ExitCode::from(status),
+            Err(error) => done(Err(error)),
+        },
         Command::Logs(options) => done(commands::logs(&options)),
         Command::Stats(options) => done(commands::stats(&options)),
         Command::Image(command) => done(images::run(command)),

@@ -77,6 +77,12 @@ pub fn output_width() -> Option<usize> {
     Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
 }
 
+/// Lines and columns of the terminal on standard input; `None` if there is none.
+pub fn input_size() -> Option<(u16, u16)> {
+    let size = tcgetwinsize(stdin()).ok()?;
+    Some((size.ws_row, size.ws_col))
+}
+
 /// Standard error, with the line ends that a raw terminal needs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Messages;

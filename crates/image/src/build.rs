@@ -18,7 +18,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The version of what is built: images of another one are built anew.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// The unpacked disk, before anything is configured.
 const UNPACKED: &str = "unpacked.raw";
 /// What is known of it.

@@ -16,7 +16,11 @@ use std::io::{self, Read};
 /// The modules that a root on a virtio disk needs, without those that they need in turn.
 const MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
 /// Where the modules lie that these may need.
-const MODULE_DIRECTORIES: [&str; 2] = ["/kernel/drivers/virtio/", "/kernel/drivers/block/"];
+const MODULE_DIRECTORIES: [&str; 3] = [
+    "/kernel/drivers/virtio/",
+    "/kernel/drivers/block/",
+    "/net/vmw_vsock/",
+];
 /// More than any module has.
 const LARGEST_MODULE: u64 = 64 << 20;
 
@@ -93,20 +97,23 @@ pub(crate) fn initrd(
     archive.file("bin/busybox", 0o755, busybox)?;
     archive.file("init", 0o755, INIT.as_bytes())?;
     archive.file("root-uuid", 0o644, root.to_string().as_bytes())?;
-    for (index, (name, bytes)) in modules(files)?.iter().enumerate() {
+    for (index, (name, bytes)) in modules(files, &MODULES)?.iter().enumerate() {
         archive.file(&format!("modules/{index:02}-{name}.ko"), 0o644, bytes)?;
     }
     Ok(archive.finish())
 }
 
-/// The modules, each after those that it needs. What is not among the files is built in.
-fn modules(files: &[(String, Vec<u8>)]) -> Result<Vec<(String, Vec<u8>)>, ImageError> {
+/// The modules `names`, each after those that it needs. What is not among the files is built in.
+pub(crate) fn modules(
+    files: &[(String, Vec<u8>)],
+    names: &[&str],
+) -> Result<Vec<(String, Vec<u8>)>, ImageError> {
     let available: BTreeMap<String, &(String, Vec<u8>)> = files
         .iter()
         .filter_map(|file| Some((module_name(&file.0)?, file)))
         .collect();
     let mut sorted = Vec::new();
-    for name in MODULES {
+    for name in names {
         add_module(name, &available, &mut Vec::new(), &mut sorted)?;
     }
     Ok(sorted)

@@ -1,7 +1,8 @@
-//! The initial RAM filesystem of the default guest: busybox and four small files.
+//! The initial RAM filesystem of the default guest: busybox, four small files, and the agent for
+//! `belljar exec` with the modules that it needs.
 
-use crate::ImageError;
 use crate::cpio::Archive;
+use crate::{ImageError, agent};
 
 /// The default kernel command line: the console is the serial port, and the kernel's messages show
 /// how far the boot is.
@@ -20,6 +21,10 @@ mount -t devpts pts /dev/pts
 mount -t tmpfs tmp /tmp
 hostname belljar
 ip link set lo up
+if grep -q 0x1053 /sys/bus/pci/devices/*/device 2>/dev/null; then
+    for module in /modules/*; do insmod $module; done
+    belljar-agent &
+fi
 exec /sbin/init
 ";
 
@@ -47,11 +52,13 @@ export PATH=/sbin:/bin:/usr/sbin:/usr/bin
 export PS1='\\h:\\w\\$ '
 ";
 
-/// Makes the archive around the bytes of a static busybox.
-pub(crate) fn build(busybox: &[u8]) -> Result<Vec<u8>, ImageError> {
+/// Makes the archive around the bytes of a static busybox and modules of the kernel, which are loaded
+/// in this order.
+pub(crate) fn build(busybox: &[u8], modules: &[(String, Vec<u8>)]) -> Result<Vec<u8>, ImageError> {
     let mut archive = Archive::new();
     for directory in [
         "bin", "dev", "etc", "proc", "sbin", "sys", "usr", "usr/bin", "usr/sbin", "var", "run",
+        "modules",
     ] {
         archive.directory(directory, 0o755)?;
     }
@@ -60,6 +67,10 @@ pub(crate) fn build(busybox: &[u8]) -> Result<Vec<u8>, ImageError> {
     // The kernel opens the console for the first process before that can mount /dev.
     archive.character_device("dev/console", 0o600, (5, 1))?;
     archive.file("bin/busybox", 0o755, busybox)?;
+    for (name, bytes) in modules {
+        archive.file(&format!("modules/{name}"), 0o644, bytes)?;
+    }
+    archive.file(agent::PLACE, 0o755, agent::PROGRAM)?;
     archive.file("init", 0o755, INIT.as_bytes())?;
     archive.file("etc/inittab", 0o644, INITTAB.as_bytes())?;
     archive.file("etc/session", 0o755, SESSION.as_bytes())?;
@@ -76,7 +87,7 @@ mod tests {
 
     #[test]
     fn parents_come_before_what_is_in_them() {
-        let entries = read(&build(b"busybox").unwrap());
+        let entries = read(&build(b"busybox", &[]).unwrap());
         for (index, entry) in entries.iter().enumerate() {
             if let Some((parent, _)) = entry.name.rsplit_once('/') {
                 let before = &entries[..index];
@@ -87,7 +98,7 @@ mod tests {
 
     #[test]
     fn programs_can_be_executed_and_their_interpreter_is_there() {
-        let entries = read(&build(b"busybox").unwrap());
+        let entries = read(&build(b"busybox", &[]).unwrap());
         for name in ["init", "bin/busybox", "etc/session"] {
             let entry = entries.iter().find(|e| e.name == name).unwrap();
             assert_eq!(entry.mode, 0o100_755, "{name}");
@@ -98,7 +109,7 @@ mod tests {
 
     #[test]
     fn the_console_is_there_before_dev_is_mounted() {
-        let entries = read(&build(b"busybox").unwrap());
+        let entries = read(&build(b"busybox", &[]).unwrap());
         let console = entries.iter().find(|e| e.name == "dev/console").unwrap();
         assert_eq!((console.mode, console.device), (0o020_600, (5, 1)));
     }

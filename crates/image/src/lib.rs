@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+mod agent;
 mod apt;
 mod build;
 mod bundle;

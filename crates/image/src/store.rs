@@ -7,8 +7,9 @@
 use crate::apt::Apt;
 use crate::cache::{self, write_through};
 use crate::progress::Progress;
-use crate::{ImageError, deb, initramfs, sources};
+use crate::{ImageError, agent, bundle, deb, initramfs, sources};
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 const KERNEL_METAPACKAGE: &str = "linux-image-cloud-amd64";
@@ -16,6 +17,8 @@ const BUSYBOX_PACKAGE: &str = "busybox-static";
 
 const KERNEL: &str = "vmlinuz";
 const BUSYBOX: &str = "busybox";
+/// A directory of modules of the kernel, whose names are in the order in which they are loaded.
+const MODULES: &str = "modules";
 const INITRD: &str = "initrd.cpio";
 /// Tells what the others were made of, for people.
 const PACKAGES: &str = "packages";
@@ -70,6 +73,10 @@ impl Store {
             &format!("the guest of {suite}"),
         )?;
         let home = self.directory.join(&suite);
+        if home.exists() && !home.join(MODULES).exists() {
+            // It was made by a version that did not keep what is needed now.
+            fs::remove_dir_all(&home).map_err(ImageError::io("remove", &home))?;
+        }
         cache::make_whole(&home, |contents, aside| self.fetch(&suite, contents, aside))?;
         let initrd = refresh_initrd(&home)?;
         Ok(Guest {
@@ -98,12 +105,8 @@ impl Store {
         let kernel_file = fetch(&kernel)?;
         let busybox_file = fetch(BUSYBOX_PACKAGE)?;
         progress.step("unpacking the kernel and busybox");
-        let is_kernel = |path: &str| {
-            path.starts_with("boot/vmlinuz-")
-                || path.starts_with("usr/lib/modules/") && path.ends_with("/vmlinuz")
-        };
         let is_busybox = |path: &str| path == "bin/busybox" || path == "usr/bin/busybox";
-        let kernel = deb::read_file(&kernel_file, is_kernel, "kernel")?;
+        let (kernel, modules) = kernel_files(&kernel_file)?;
         let busybox = deb::read_file(&busybox_file, is_busybox, "busybox")?;
 
         for (name, bytes) in [
@@ -113,8 +116,50 @@ impl Store {
         ] {
             write_through(&home.join(name), bytes)?;
         }
+        let directory = home.join(MODULES);
+        fs::create_dir_all(&directory).map_err(ImageError::io("create", &directory))?;
+        for (index, (name, bytes)) in modules.iter().enumerate() {
+            write_through(&directory.join(format!("{index:02}-{name}.ko")), bytes)?;
+        }
         Ok(())
     }
+}
+
+/// Files with their names.
+type Files = Vec<(String, Vec<u8>)>;
+
+/// The kernel of a package, and the modules that the agent needs.
+fn kernel_files(package: &Path) -> Result<(Vec<u8>, Files), ImageError> {
+    let (mut kernel, mut files) = (None, Vec::new());
+    deb::visit(package, |path, entry| {
+        if !entry.header().entry_type().is_file() {
+            return Ok(ControlFlow::Continue(()));
+        }
+        if bundle::is_kernel(path) {
+            kernel = Some(deb::read(path, entry)?);
+        } else if bundle::is_wanted(path) {
+            files.push((path.to_owned(), deb::read(path, entry)?));
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    let kernel = kernel.ok_or_else(|| ImageError::BadPackage {
+        file: package.display().to_string(),
+        problem: "it has no kernel".to_owned(),
+    })?;
+    Ok((kernel, bundle::modules(&files, &agent::MODULES)?))
+}
+
+/// The modules in `home`, in their order.
+fn modules(home: &Path) -> Result<Files, ImageError> {
+    let directory = home.join(MODULES);
+    let mut modules = Vec::new();
+    for entry in fs::read_dir(&directory).map_err(ImageError::io("list", &directory))? {
+        let entry = entry.map_err(ImageError::io("list", &directory))?;
+        let bytes = fs::read(entry.path()).map_err(ImageError::io("read", entry.path()))?;
+        modules.push((entry.file_name().to_string_lossy().into_owned(), bytes));
+    }
+    modules.sort();
+    Ok(modules)
 }
 
 /// The package that holds the stock cloud kernel of `suite`: the versioned one that the metapackage
@@ -136,7 +181,7 @@ fn kernel_package(apt: &Apt<'_>, suite: &str) -> Result<String, ImageError> {
 fn refresh_initrd(home: &Path) -> Result<PathBuf, ImageError> {
     let busybox_path = home.join(BUSYBOX);
     let busybox = fs::read(&busybox_path).map_err(ImageError::io("read", busybox_path))?;
-    let bytes = initramfs::build(&busybox)?;
+    let bytes = initramfs::build(&busybox, &modules(home)?)?;
     let path = home.join(INITRD);
     if fs::read(&path).is_ok_and(|old| old == bytes) {
         return Ok(path);
@@ -157,6 +202,7 @@ mod tests {
         fs::create_dir_all(&home).unwrap();
         fs::write(home.join(KERNEL), b"kernel").unwrap();
         fs::write(home.join(BUSYBOX), b"busybox").unwrap();
+        fs::create_dir_all(home.join(MODULES)).unwrap();
         Store {
             directory: directory.join("guests"),
             apt_directory: directory.join("apt"),
@@ -171,7 +217,7 @@ mod tests {
             .unwrap();
         assert_eq!(fs::read(&guest.kernel).unwrap(), b"kernel");
         let initrd = fs::read(&guest.initrd).unwrap();
-        assert_eq!(initrd, initramfs::build(b"busybox").unwrap());
+        assert_eq!(initrd, initramfs::build(b"busybox", &[]).unwrap());
         assert_eq!(guest.cmdline, "console=ttyS0");
     }
 

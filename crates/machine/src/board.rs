@@ -19,6 +19,7 @@ use belljar_devices::pit::Pit;
 use belljar_devices::rtc::Rtc;
 use belljar_devices::serial::Serial;
 use belljar_devices::timers::{SharedTimed, TimerWake, Timers};
+use belljar_devices::virtio::vsock::VsockHost;
 use belljar_engine::{Attention, Board, MsrRefused, VcpuId};
 use belljar_memory::{GuestMemory, GuestPhysAddr};
 use belljar_x86::CpuState;
@@ -177,6 +178,11 @@ impl MachineBoard {
     /// The input of the serial console.
     pub fn console_input(&self) -> ConsoleInput {
         ConsoleInput::new(Arc::clone(&self.serial), Arc::clone(&self.line))
+    }
+
+    /// The host's side of the socket device, if there is one.
+    pub fn vsock(&self) -> Option<&VsockHost> {
+        self.expansion.vsock()
     }
 
     /// Presses the power button.

@@ -10,6 +10,7 @@ use belljar_devices::nvme::Nvme;
 use belljar_devices::pci::{Function, HostBridge, LevelSink, MessageSink, PciRoot, SharedLine};
 use belljar_devices::virtio::net::Net;
 use belljar_devices::virtio::rng::Rng;
+use belljar_devices::virtio::vsock::{Vsock, VsockHost};
 use belljar_devices::virtio::{VirtioDevice, VirtioPci, VirtioPciParts};
 use belljar_memory::{DmaMemory, GuestMemory};
 use std::fmt::Debug;
@@ -21,6 +22,10 @@ const BRIDGE: usize = 0;
 const RNG: usize = 1;
 /// The first network card; the others follow.
 const NET: usize = 3;
+const VSOCK: usize = 30;
+
+/// The guest's number for its sockets. There is no other guest that it could be told from.
+const GUEST: u64 = 3;
 
 /// A device that works beside the vCPUs.
 pub(crate) trait Worker: Send + Sync + Debug {
@@ -56,6 +61,7 @@ impl Worker for Nvme {
 pub(crate) struct Expansion {
     root: Arc<PciRoot>,
     workers: Vec<Arc<dyn Worker>>,
+    vsock: Option<VsockHost>,
 }
 
 /// Takes devices and gives each its slot.
@@ -143,8 +149,12 @@ impl Expansion {
         let dma = memory.dma().map_err(MachineError::Memory)?;
         let mut slots = Slots::new(dma, interrupts);
         slots.functions.push((BRIDGE, Arc::new(HostBridge::new())));
+        let mut vsock = None;
         if let Some(entropy) = entropy {
             slots.virtio(RNG, "rng", Rng::new(Arc::clone(&entropy)))?;
+            let device = Vsock::new(GUEST);
+            vsock = device.as_ref().ok().map(Vsock::host);
+            slots.virtio(VSOCK, "vsock", device)?;
             for (index, card) in (0_u8..).zip(config.cards()) {
                 slots.card(index, card, clock, &entropy)?;
             }
@@ -153,7 +163,13 @@ impl Expansion {
         Ok(Self {
             root: PciRoot::new(slots.functions)?,
             workers: slots.workers,
+            vsock,
         })
+    }
+
+    /// The host's side of the socket device, if there is one.
+    pub fn vsock(&self) -> Option<&VsockHost> {
+        self.vsock.as_ref()
     }
 
     /// The bus.

@@ -30,6 +30,7 @@ mod vcpu;
 mod wiring;
 
 pub use belljar_block::{DiskConfig, Format as DiskFormat};
+pub use belljar_devices::virtio::vsock::Greetings;
 pub use belljar_net::CardConfig;
 pub use config::{
     BadChoice, ConfigError, ConsoleChoice, DEFAULT_CMDLINE, EngineChoice, MOST_CARDS, MOST_CPUS,

@@ -10,8 +10,10 @@ use crate::wiring::Wiring;
 use crate::{MachineConfig, MachineError, Outcome, engines};
 use belljar_clock::{Clock, Entropy, HostClock, HostEntropy};
 use belljar_devices::timers::Timers;
+use belljar_devices::virtio::vsock::Greetings;
 use belljar_engine::{Engine, VcpuSetup};
 use belljar_x86::CpuState;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
@@ -235,6 +237,26 @@ impl MachineHandle {
     /// Machine time since power-on: without pauses.
     pub fn uptime(&self) -> Duration {
         Duration::from_nanos(self.0.clock.now().0)
+    }
+
+    /// Connects `stream` with port `port` of the guest's socket device, as
+    /// [`VsockHost::connect`] says.
+    ///
+    /// # Errors
+    /// What the host says against a stream that does not block; [`Unsupported`] for a machine
+    /// without the device.
+    ///
+    /// [`Unsupported`]: std::io::ErrorKind::Unsupported
+    /// [`VsockHost::connect`]: belljar_devices::virtio::vsock::VsockHost::connect
+    pub fn connect(
+        &self,
+        port: u32,
+        stream: UnixStream,
+        greetings: Greetings,
+    ) -> std::io::Result<()> {
+        let vsock = self.0.board.vsock();
+        let vsock = vsock.ok_or(std::io::ErrorKind::Unsupported)?;
+        vsock.connect(port, stream, greetings)
     }
 
     /// Presses the power button, which asks the guest to shut down. It may not listen.

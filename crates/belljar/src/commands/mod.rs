@@ -3,12 +3,14 @@
 
 mod attach;
 mod change;
+mod exec;
 mod list;
 mod logs;
 mod stats;
 
 pub use attach::{AttachOptions, attach};
 pub use change::{Names, StopOptions, pause, resume, stop};
+pub use exec::{ExecOptions, exec};
 pub use list::{ListOptions, list};
 pub use logs::{LogsOptions, logs};
 pub use stats::{StatsOptions, stats};

@@ -9,7 +9,7 @@ use crate::dpkg::{self, Control, Found, Unpacker};
 use crate::ext4::{Attributes, Identity, Writer};
 use crate::images::Recipe;
 use crate::progress::Progress;
-use crate::{ImageError, bundle, deb, first_boot, gpt};
+use crate::{ImageError, agent, bundle, deb, first_boot, gpt};
 use std::fs::{self, File};
 use std::path::Path;
 
@@ -168,6 +168,14 @@ impl System<'_, '_> {
             let place = format!("usr/lib/systemd/system/{name}");
             self.file(&place, 0o644, text)?;
         }
+        let (name, text) = agent::UNIT;
+        self.file(&format!("usr/lib/systemd/system/{name}"), 0o644, text)?;
+        let executable = Attributes {
+            permissions: 0o755,
+            ..self.plain
+        };
+        self.disk
+            .small_file(agent::PLACE, executable, agent::PROGRAM)?;
         self.file("usr/lib/belljar/first-boot", 0o755, first_boot::READER)?;
         let seed = first_boot::SEED;
         // It may hold the hash of a password.
@@ -202,7 +210,8 @@ impl System<'_, '_> {
         let units = UNITS
             .iter()
             .copied()
-            .chain(first_boot::UNITS.map(|(name, _)| name));
+            .chain(first_boot::UNITS.map(|(name, _)| name))
+            .chain([agent::UNIT.0]);
         let units: Vec<String> = units.map(str::to_owned).collect();
         for (name, list) in [
             ("essential", essential),
