@@ -188,7 +188,7 @@ fn a_terminal_has_a_size_and_signals(guest: &Guest) {
     // Ctrl-C is the command's.
     terminal
         .user
-        .write_all(b"echo begun; sleep 1000\n")
+        .write_all(b"sh -c 'echo begun; exec sleep 1000'\n")
         .unwrap();
     terminal.wait_for("begun\r\n");
     terminal.user.write_all(b"\x03").unwrap();
