@@ -1,5 +1,8 @@
 //! The command line: flags fill a [`MachineConfig`], over what a configuration file says.
 
+// Doc comments here are the texts of --help, whose brackets are no links.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 use crate::commands::{
     AttachOptions, ExecOptions, ListOptions, LogsOptions, Names, StatsOptions, StopOptions,
 };
