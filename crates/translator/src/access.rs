@@ -112,7 +112,10 @@ impl Block<'_> {
         let mut checked = size;
         if let Some(value) = constant {
             self.asm.mov_imm(R10, value);
-            if value + size as u64 <= 1 << 32 {
+            if value
+                .checked_add(size as u64)
+                .is_some_and(|end| end <= 1 << 32)
+            {
                 checked = 1;
             }
         }
