@@ -4,7 +4,7 @@ use super::harness::{CODE, DATA, HANDLERS, Machine, STACK, TABLES, assemble, sta
 use belljar_engine::{Exit, Reason};
 use belljar_memory::GuestPhysAddr;
 use belljar_x86::bits::rflags;
-use belljar_x86::{Gpr, state::Activity};
+use belljar_x86::{Gpr, Seg, state::Activity};
 use iced_x86::code_asm::*;
 use std::sync::atomic::Ordering;
 
@@ -44,6 +44,25 @@ fn a_budget_is_kept_to_the_instruction() {
         let fresh = machine.vcpu.run(Some(1));
         assert_eq!(fresh, Exit::Budget);
     }
+}
+
+#[test]
+fn a_threads_variables_lie_below_the_base_of_fs() {
+    let code = assemble(|a| {
+        // mov rax, fs:[-8]; mov rbx, fs:[-16]
+        a.db(&[0x64, 0x48, 0x8b, 0x04, 0x25, 0xf8, 0xff, 0xff, 0xff])
+            .unwrap();
+        a.db(&[0x64, 0x48, 0x8b, 0x1c, 0x25, 0xf0, 0xff, 0xff, 0xff])
+            .unwrap();
+        a.hlt().unwrap();
+    });
+    let mut cpu = state64();
+    cpu.segments[Seg::Fs as usize].base = DATA + 0x100;
+    let mut machine = Machine::with_state(&code, cpu);
+    machine.write(DATA + 0xf0, &[1, 0, 0, 0, 0, 0, 0, 0, 2]);
+    let state = machine.run();
+    assert_eq!(state.gpr[Gpr::Rax as usize], 2);
+    assert_eq!(state.gpr[Gpr::Rbx as usize], 1);
 }
 
 #[test]
