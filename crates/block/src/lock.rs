@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Opens the image file at `path` and locks it (flock(2): the lock ends with the process): alone for
 /// writing, shared for reading.
@@ -32,20 +33,33 @@ pub(crate) fn open_locked(path: &Path, write: bool) -> Result<File, BlockError> 
     Ok(file)
 }
 
+/// How long a lock is waited for. A machine that ends lets go of its own within this time; and a
+/// program that its process starts has the file open, too, until it has begun to run.
+const PATIENCE: Duration = Duration::from_millis(500);
+
 /// Locks an open image file.
 pub(crate) fn lock(file: &File, path: &Path, write: bool) -> Result<(), BlockError> {
-    let locked = if write {
-        file.try_lock()
-    } else {
-        file.try_lock_shared()
-    };
-    locked.map_err(|error| match error {
-        TryLockError::WouldBlock => BlockError::InUse(path.to_owned()),
-        TryLockError::Error(source) => BlockError::Open {
-            file: path.to_owned(),
-            source,
-        },
-    })
+    let start = Instant::now();
+    loop {
+        let locked = if write {
+            file.try_lock()
+        } else {
+            file.try_lock_shared()
+        };
+        match locked {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if start.elapsed() < PATIENCE => {
+                std::thread::sleep(PATIENCE / 20);
+            }
+            Err(TryLockError::WouldBlock) => return Err(BlockError::InUse(path.to_owned())),
+            Err(TryLockError::Error(source)) => {
+                return Err(BlockError::Open {
+                    file: path.to_owned(),
+                    source,
+                });
+            }
+        }
+    }
 }
 
 #[cfg(test)]
