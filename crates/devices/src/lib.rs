@@ -29,6 +29,7 @@ pub mod control;
 pub mod debug_exit;
 pub mod disk;
 pub mod i8042;
+mod in_flight;
 pub mod interrupts;
 pub mod ioapic;
 pub mod irq;

@@ -5,6 +5,7 @@ use super::queues::{Completion, CompletionQueue, SubmissionQueue};
 use super::registers::{Registers, Wanted};
 use super::{RING_QUEUES, admin};
 use crate::disk::{Disk, Operation, Request};
+use crate::in_flight::InFlight;
 use crate::pci::{Configuration, LineInput, Msix};
 use crate::timers::lock;
 use crate::virtio::Doorbell;
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// What only the worker changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,8 +72,7 @@ pub(super) struct Inner {
     pub(super) doorbell: Arc<Doorbell>,
     pub(super) controller: Mutex<Controller>,
     pub(super) completions: Box<[Mutex<Option<CompletionQueue>>]>,
-    pub(super) in_flight: Mutex<usize>,
-    pub(super) idle: Condvar,
+    pub(super) in_flight: InFlight,
 }
 
 /// Which command a completion is for.
@@ -178,13 +178,7 @@ impl Inner {
 
     /// Waits until no command is under way.
     pub(super) fn drain(&self) {
-        let mut in_flight = lock(&self.in_flight);
-        while *in_flight > 0 {
-            in_flight = self
-                .idle
-                .wait(in_flight)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+        self.in_flight.drain();
     }
 
     /// Takes a command from each submission queue; `false` if there was none to take.
@@ -230,7 +224,7 @@ impl Inner {
         }
         match self.steps(command, controller.write_cache) {
             Ok(steps) => {
-                *lock(&self.in_flight) += 1;
+                self.in_flight.begin();
                 Arc::clone(self).next_step(steps, ticket);
             }
             Err(status) => self.complete(ticket, 0, status),
@@ -264,11 +258,7 @@ impl Inner {
     /// A command of a namespace is done.
     fn end(&self, ticket: Ticket, status: Status) {
         self.complete(ticket, 0, status);
-        let mut in_flight = lock(&self.in_flight);
-        *in_flight -= 1;
-        if *in_flight == 0 {
-            self.idle.notify_all();
-        }
+        self.in_flight.end();
     }
 
     /// Writes the completion of a command and tells the driver.

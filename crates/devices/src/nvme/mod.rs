@@ -26,9 +26,10 @@ mod queues;
 mod registers;
 
 use crate::disk::Disk;
+use crate::in_flight::InFlight;
 use crate::pci::{
-    BarKind, Class, Configuration, ConfigurationState, Decoded, Function, Identity, LineInput,
-    MessageSink, Msix, MsixState, SharedLine,
+    BarKind, Class, Configuration, ConfigurationState, Function, Identity, LineInput, MessageSink,
+    Msix, MsixState, SharedLine,
 };
 use crate::timers::lock;
 use crate::virtio::Doorbell;
@@ -38,7 +39,7 @@ use queues::CompletionQueue;
 use registers::Registers;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 /// PCI vendor and device: of those that Red Hat leaves to experiments without registration. Drivers
@@ -124,8 +125,7 @@ impl Nvme {
             doorbell: Doorbell::new()?,
             controller: Mutex::new(Controller::new(count)),
             completions: (0..count).map(|_| Mutex::new(None)).collect(),
-            in_flight: Mutex::new(0),
-            idle: Condvar::new(),
+            in_flight: InFlight::default(),
         }))
     }
 
@@ -244,20 +244,8 @@ impl Function for Nvme {
         self.inner.update_line();
     }
 
-    fn decoded(&self) -> Vec<Decoded> {
-        lock(&self.inner.configuration).decoded()
-    }
-
-    fn bars(&self) -> Vec<(u8, u64)> {
-        lock(&self.inner.configuration).bars()
-    }
-
-    fn assign(&self, bar: u8, address: u64) {
-        lock(&self.inner.configuration).assign(bar, address);
-    }
-
-    fn set_interrupt_line(&self, gsi: u8) {
-        lock(&self.inner.configuration).set_interrupt_line(gsi);
+    fn configuration(&self) -> &Mutex<Configuration> {
+        &self.inner.configuration
     }
 
     fn read_memory(&self, _: u8, offset: u64, data: &mut [u8]) {

@@ -354,7 +354,7 @@ fn a_reset_waits_for_commands_and_the_controller_can_be_used_again() {
     driver.start();
     driver.memory.write(GuestPhysAddr(DATA), &[9; 512]).unwrap();
     driver.submit(1, &[(0, 1), (1, 1), (6, DATA as u32)]);
-    wait(|| *lock(&driver.nvme.inner.in_flight) == 1);
+    wait(|| driver.nvme.inner.in_flight.count() == 1);
     driver.disable();
     assert_eq!(lock(&driver.disk.bytes)[0], 9);
     driver.start();

@@ -1,6 +1,6 @@
 //! The host bridge.
 
-use super::{Class, Configuration, ConfigurationState, Decoded, Function, Identity};
+use super::{Class, Configuration, ConfigurationState, Function, Identity};
 use crate::timers::lock;
 use std::sync::Mutex;
 
@@ -56,15 +56,9 @@ impl Function for HostBridge {
         lock(&self.configuration).write(register, data);
     }
 
-    fn decoded(&self) -> Vec<Decoded> {
-        Vec::new()
+    fn configuration(&self) -> &Mutex<Configuration> {
+        &self.configuration
     }
-
-    fn bars(&self) -> Vec<(u8, u64)> {
-        Vec::new()
-    }
-
-    fn assign(&self, _: u8, _: u64) {}
 
     fn set_interrupt_line(&self, _: u8) {}
 

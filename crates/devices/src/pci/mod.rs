@@ -32,6 +32,9 @@ pub use msix::{Entry, MessageSink, Msix, MsixState};
 pub use ports::{ConfigurationPorts, ConfigurationPortsState};
 pub use root::{Ecam, MemoryWindow, PciRoot, RootError};
 
+use crate::timers::lock;
+use std::sync::Mutex;
+
 /// Bytes of a function's configuration space.
 pub const CONFIGURATION_SPACE: usize = 4096;
 /// Devices of a bus.
@@ -57,17 +60,28 @@ pub trait Function: Send + Sync + std::fmt::Debug {
     /// Writes configuration space from `register` on.
     fn write_configuration(&self, register: usize, data: &[u8]);
 
+    /// The configuration space itself.
+    fn configuration(&self) -> &Mutex<Configuration>;
+
     /// Where the function answers at present.
-    fn decoded(&self) -> Vec<Decoded>;
+    fn decoded(&self) -> Vec<Decoded> {
+        lock(self.configuration()).decoded()
+    }
 
     /// Its base address registers and the bytes that each decodes.
-    fn bars(&self) -> Vec<(u8, u64)>;
+    fn bars(&self) -> Vec<(u8, u64)> {
+        lock(self.configuration()).bars()
+    }
 
     /// Does what firmware does: sets base address register `bar`, and lets the function answer.
-    fn assign(&self, bar: u8, address: u64);
+    fn assign(&self, bar: u8, address: u64) {
+        lock(self.configuration()).assign(bar, address);
+    }
 
     /// Tells drivers which interrupt the function's line is (the register of that name).
-    fn set_interrupt_line(&self, gsi: u8);
+    fn set_interrupt_line(&self, gsi: u8) {
+        lock(self.configuration()).set_interrupt_line(gsi);
+    }
 
     /// Reads `offset` of the range of `bar`.
     fn read_memory(&self, bar: u8, offset: u64, data: &mut [u8]);

@@ -222,7 +222,7 @@ impl SharedDevice for Ecam {
 
 #[cfg(test)]
 pub(crate) mod testing {
-    use super::super::{BarKind, Class, Configuration, Decoded, Identity};
+    use super::super::{BarKind, Class, Configuration, Identity};
     use super::*;
     use crate::timers::lock;
     use std::sync::Mutex;
@@ -260,20 +260,8 @@ pub(crate) mod testing {
             lock(&self.space).write(register, data);
         }
 
-        fn decoded(&self) -> Vec<Decoded> {
-            lock(&self.space).decoded()
-        }
-
-        fn bars(&self) -> Vec<(u8, u64)> {
-            lock(&self.space).bars()
-        }
-
-        fn assign(&self, bar: u8, address: u64) {
-            lock(&self.space).assign(bar, address);
-        }
-
-        fn set_interrupt_line(&self, gsi: u8) {
-            lock(&self.space).set_interrupt_line(gsi);
+        fn configuration(&self) -> &Mutex<Configuration> {
+            &self.space
         }
 
         fn read_memory(&self, _: u8, offset: u64, data: &mut [u8]) {

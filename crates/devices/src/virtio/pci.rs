@@ -8,8 +8,8 @@ use super::{
     VirtioDevice,
 };
 use crate::pci::{
-    BarKind, CAPABILITY_VENDOR, Class, Configuration, ConfigurationState, Decoded, Function,
-    Identity, LineInput, MessageSink, Msix, MsixState, SharedLine,
+    BarKind, CAPABILITY_VENDOR, Class, Configuration, ConfigurationState, Function, Identity,
+    LineInput, MessageSink, Msix, MsixState, SharedLine,
 };
 use crate::timers::lock;
 use belljar_memory::DmaMemory;
@@ -655,20 +655,8 @@ impl<D: VirtioDevice> Function for VirtioPci<D> {
         }
     }
 
-    fn decoded(&self) -> Vec<Decoded> {
-        lock(&self.inner.configuration).decoded()
-    }
-
-    fn bars(&self) -> Vec<(u8, u64)> {
-        lock(&self.inner.configuration).bars()
-    }
-
-    fn assign(&self, bar: u8, address: u64) {
-        lock(&self.inner.configuration).assign(bar, address);
-    }
-
-    fn set_interrupt_line(&self, gsi: u8) {
-        lock(&self.inner.configuration).set_interrupt_line(gsi);
+    fn configuration(&self) -> &Mutex<Configuration> {
+        &self.inner.configuration
     }
 
     fn read_memory(&self, _: u8, offset: u64, data: &mut [u8]) {

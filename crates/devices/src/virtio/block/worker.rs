@@ -4,10 +4,11 @@ use super::SERIAL;
 use super::request::{Status, Wanted, parse, status_byte};
 use crate::buffers::Buffers;
 use crate::disk::{Disk, Operation, Request};
+use crate::in_flight::InFlight;
 use crate::timers::lock;
 use crate::virtio::{Doorbell, Queue, Running, WorkerThread};
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// What the worker's thread and the backend's share.
 #[derive(Debug)]
@@ -18,8 +19,7 @@ pub(super) struct Service {
     write_through: bool,
     /// The queues, until the worker ends.
     queues: Vec<Mutex<Option<Queue>>>,
-    in_flight: Mutex<usize>,
-    idle: Condvar,
+    in_flight: InFlight,
 }
 
 /// A request that is being served.
@@ -44,8 +44,7 @@ impl Service {
             serial,
             write_through,
             queues: queues.into_iter().map(|q| Mutex::new(Some(q))).collect(),
-            in_flight: Mutex::new(0),
-            idle: Condvar::new(),
+            in_flight: InFlight::default(),
         })
     }
 
@@ -117,7 +116,7 @@ impl Service {
 
     /// Hands a request to the backend, outside of any lock.
     fn submit(self: &Arc<Self>, request: Request, serving: Serving) {
-        *lock(&self.in_flight) += 1;
+        self.in_flight.begin();
         let changes = !matches!(request.operation, Operation::Read(_) | Operation::Flush);
         let this = Arc::clone(self);
         let done = move |result: io::Result<()>| {
@@ -153,23 +152,12 @@ impl Service {
             finish(queue, serving, status);
             queue.signal();
         });
-        let mut in_flight = lock(&self.in_flight);
-        *in_flight -= 1;
-        if *in_flight == 0 {
-            self.idle.notify_all();
-        }
+        self.in_flight.end();
     }
 
     /// Waits until nothing is in flight, and takes the queues back.
     fn end(&self) -> Vec<Queue> {
-        let mut in_flight = lock(&self.in_flight);
-        while *in_flight > 0 {
-            in_flight = self
-                .idle
-                .wait(in_flight)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        drop(in_flight);
+        self.in_flight.drain();
         self.queues
             .iter()
             .filter_map(|queue| lock(queue).take())

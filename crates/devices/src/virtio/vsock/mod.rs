@@ -19,10 +19,11 @@ mod tests;
 pub use connection::Greetings;
 
 use super::{Activation, Bell, DeviceKind, Doorbell, Running, VirtioDevice, WorkerThread};
+use crate::timers::lock;
 use serde::{Deserialize, Serialize};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use table::Table;
 use worker::Worker;
 
@@ -58,10 +59,6 @@ struct Shared {
     dials: Mutex<Vec<Dial>>,
     /// The guest is to be told that its connections are gone.
     forgotten: AtomicBool,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The host's side: connects sockets of the host with ports of the guest. It can be cloned and used
