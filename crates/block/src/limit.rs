@@ -1,7 +1,7 @@
 //! Limits of a disk's bandwidth and operations.
 
-/// Nanoseconds of a second.
-const SECOND: u64 = 1_000_000_000;
+use belljar_clock::{Nanos, TokenBucket};
+
 /// How long a bucket saves up, in nanoseconds: the burst that an idle disk may have.
 const BURST: u64 = 100_000_000;
 
@@ -14,70 +14,28 @@ pub struct Limits {
     pub iops: Option<u64>,
 }
 
-/// A token bucket: over any time at most the rate goes through, plus one burst and one request.
-///
-/// A request goes through whenever the bucket is not in debt, and its cost is owed then; so requests of
-/// any size go through.
-#[derive(Debug)]
-struct Bucket {
-    rate: u64,
-    /// What is saved up, in units of one a second for a nanosecond; negative while in debt.
-    saved: i128,
-    filled_at: u64,
-}
-
-impl Bucket {
-    fn new(rate: u64) -> Self {
-        let rate = rate.max(1);
-        Self {
-            rate,
-            saved: Self::most(rate),
-            filled_at: 0,
-        }
-    }
-
-    fn most(rate: u64) -> i128 {
-        i128::from(rate) * i128::from(BURST)
-    }
-
-    /// Nanoseconds until the bucket is out of debt.
-    fn wait(&mut self, now: u64) -> u64 {
-        // Two numbers of 64 bits can multiply to more than an i128 holds.
-        let passed = i128::from(now.saturating_sub(self.filled_at));
-        let earned = i128::from(self.rate).saturating_mul(passed);
-        self.saved = self.saved.saturating_add(earned).min(Self::most(self.rate));
-        self.filled_at = self.filled_at.max(now);
-        if self.saved >= 0 {
-            return 0;
-        }
-        let wait = self.saved.unsigned_abs().div_ceil(u128::from(self.rate));
-        u64::try_from(wait).unwrap_or(u64::MAX)
-    }
-
-    fn take(&mut self, cost: u64) {
-        let cost = i128::from(cost) * i128::from(SECOND);
-        self.saved = self.saved.saturating_sub(cost);
-    }
-}
-
-/// The buckets of a disk. Times are nanoseconds since any moment that stays the same.
+/// The buckets of a disk. Times are nanoseconds since any moment that stays the same, at which the
+/// buckets are full.
 #[derive(Debug)]
 pub(crate) struct Buckets {
-    bytes: Option<Bucket>,
-    operations: Option<Bucket>,
+    bytes: Option<TokenBucket>,
+    operations: Option<TokenBucket>,
 }
 
 impl Buckets {
     pub(crate) fn new(limits: Limits) -> Self {
+        let bucket = |rate| TokenBucket::new(rate, BURST, Nanos(0));
         Self {
-            bytes: limits.bps.map(Bucket::new),
-            operations: limits.iops.map(Bucket::new),
+            bytes: limits.bps.map(bucket),
+            operations: limits.iops.map(bucket),
         }
     }
 
     /// Nanoseconds until the next request may go; 0 if it may now.
     pub(crate) fn wait(&mut self, now: u64) -> u64 {
-        let wait = |bucket: &mut Option<Bucket>| bucket.as_mut().map_or(0, |b| b.wait(now));
+        let wait = |bucket: &mut Option<TokenBucket>| {
+            bucket.as_mut().map_or(0, |bucket| bucket.wait(Nanos(now)))
+        };
         wait(&mut self.bytes).max(wait(&mut self.operations))
     }
 
@@ -108,7 +66,7 @@ mod tests {
             let mut buckets = Buckets::new(Limits { bps: Some(bps), iops: Some(iops) });
             let (mut now, mut bytes, mut operations) = (0u64, 0u64, 0u64);
             let mut sizes = sizes.iter().cycle();
-            while now < 10 * SECOND {
+            while now < 10 * Nanos::SECOND {
                 let wait = buckets.wait(now);
                 if wait == 0 {
                     let size = sizes.next().unwrap() * 512;

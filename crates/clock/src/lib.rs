@@ -4,11 +4,13 @@
 //! engine reads the host's clock itself, each asks the machine's [`Clock`]. That is what later lets
 //! a machine be paused, recorded and replayed.
 
+mod bucket;
 mod entropy;
 mod host;
 mod manual;
 mod seeded;
 
+pub use bucket::TokenBucket;
 pub use entropy::{Entropy, HostEntropy};
 pub use host::HostClock;
 pub use manual::ManualClock;

@@ -2,7 +2,7 @@
 
 use super::super::{Chain, Queue};
 use belljar_clock::{Clock, Nanos};
-use belljar_net::rate::TokenBucket;
+use belljar_net::rate::RateLimit;
 use belljar_net::vnet::HEADER_LEN;
 use belljar_net::{Guest, GuestOffloads, VnetHeader};
 use std::collections::VecDeque;
@@ -20,7 +20,7 @@ pub(super) struct Receive {
     /// Frames may take several chains.
     mergeable: bool,
     clock: Arc<dyn Clock>,
-    limit: Option<TokenBucket>,
+    limit: Option<RateLimit>,
     /// When the limit lets the next frame pass, after it has held one back.
     pub held_until: Option<Nanos>,
 }
@@ -41,7 +41,7 @@ impl Receive {
             offloads,
             mergeable,
             clock,
-            limit: rate.map(|rate| TokenBucket::new(rate, now)),
+            limit: rate.map(|rate| RateLimit::new(rate, now)),
             held_until: None,
         }
     }

@@ -4,7 +4,7 @@ use super::super::{Activation, Doorbell, Queue};
 use super::receive::Receive;
 use super::{CONTROL, control, feature, offloads};
 use belljar_clock::{Clock, Nanos};
-use belljar_net::rate::TokenBucket;
+use belljar_net::rate::RateLimit;
 use belljar_net::vnet::HEADER_LEN;
 use belljar_net::{Backend, Progress, Transmit, VnetHeader};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -37,7 +37,7 @@ pub(super) struct Worker<'a> {
     control: Queue,
     doorbell: &'a Doorbell,
     clock: Arc<dyn Clock>,
-    limit: Option<TokenBucket>,
+    limit: Option<RateLimit>,
     frame: Box<[u8]>,
 }
 
@@ -69,7 +69,7 @@ impl<'a> Worker<'a> {
             transmit,
             control,
             doorbell,
-            limit: rate.map(|rate| TokenBucket::new(rate, now)),
+            limit: rate.map(|rate| RateLimit::new(rate, now)),
             clock,
             frame: vec![0; LARGEST].into_boxed_slice(),
         }
