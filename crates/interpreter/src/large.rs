@@ -1,5 +1,7 @@
 //! In which ranges of addresses large pages are cached, of which parts are entered one by one.
 
+use crate::mix::mix;
+
 /// The largest of the medium page sizes.
 const LARGE: u64 = 4 << 20;
 /// The largest page size.
@@ -14,11 +16,6 @@ pub struct LargeRanges {
     large: Option<Box<[u64; BITS / 64]>>,
     /// The same for ranges of 1 GiB.
     huge: u64,
-}
-
-/// A number below 2^`bits` that looks random.
-const fn mix(range: u64, bits: u32) -> usize {
-    (range.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - bits)) as usize
 }
 
 impl LargeRanges {

@@ -13,6 +13,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+pub use crate::flushes::Flushes;
+
 /// Longest run of bytes that one access takes: a vector register or a part of a device's register
 /// file.
 const LONGEST: usize = 64;
@@ -69,39 +71,6 @@ pub struct Mmu {
 
 /// The most pages that [`Mmu::settle`] has to deal with.
 const MOST_EVICTED: usize = 256;
-
-/// The most addresses that [`Flushes`] names one by one.
-const MOST_ADDRESSES: usize = 16;
-
-/// What was flushed, for an engine that caches where code lies.
-#[derive(Debug, Default)]
-pub struct Flushes {
-    /// Every translation.
-    pub all: bool,
-    /// Every translation that is not global.
-    pub non_global: bool,
-    /// Those of these addresses' pages.
-    pub addresses: Vec<u64>,
-}
-
-impl Flushes {
-    /// Whether nothing was flushed.
-    #[inline]
-    pub fn is_empty(&self) -> bool {
-        !self.all && !self.non_global && self.addresses.is_empty()
-    }
-
-    fn add(&mut self, what: Flush) {
-        match what {
-            Flush::None => {}
-            Flush::Address { linear, .. } if self.addresses.len() < MOST_ADDRESSES => {
-                self.addresses.push(linear);
-            }
-            Flush::Pcid(_) | Flush::NonGlobal => self.non_global = true,
-            Flush::Address { .. } | Flush::All => self.all = true,
-        }
-    }
-}
 
 // SAFETY: `base` is the start of the mapping that `memory` keeps alive; it is only used as guest
 // memory.
@@ -401,11 +370,8 @@ impl Mmu {
                 self.evicted.push(self.page_of(old));
             }
         }
-        let nature = Nature {
-            global: known.global,
-            page_size: known.page_size,
-        };
-        self.tlb.fill(set, linear, page, access, writable, nature);
+        self.tlb
+            .fill(set, linear, page, access, writable, known.nature);
         Ok(Target::Ram(
             page.wrapping_add((linear & (PAGE_SIZE - 1)) as usize),
         ))
@@ -432,8 +398,10 @@ impl Mmu {
         Ok(Ok(Known {
             host: host.wrapping_sub((linear & (PAGE_SIZE - 1)) as usize),
             writable: found.writable || access.is_write(),
-            global: found.global,
-            page_size: found.page_size,
+            nature: Nature {
+                global: found.global,
+                page_size: found.page_size,
+            },
         }))
     }
 

@@ -8,7 +8,8 @@
 //! number of their own: INVLPG invalidates a page whole, and where all its parts lie is not known.
 
 use crate::large::LargeRanges;
-use crate::tlb::Set;
+use crate::mix::mix;
+use crate::tlb::{Nature, Set};
 use belljar_memory::PAGE_SIZE;
 use belljar_x86::Access;
 use belljar_x86::paging::{Flush, Translation};
@@ -65,10 +66,8 @@ pub struct Known {
     pub host: *mut u8,
     /// Whether writes are allowed without a walk.
     pub writable: bool,
-    /// As [`Translation::global`].
-    pub global: bool,
-    /// As [`Translation::page_size`], but 2 MiB for pages of 4 MiB.
-    pub page_size: u64,
+    /// What the translation is like; pages of 4 MiB count as such of 2 MiB.
+    pub nature: Nature,
 }
 
 /// The second level of one vCPU's TLB.
@@ -79,6 +78,8 @@ pub struct Spaces {
     by_pcid: Box<[Numbers]>,
     /// The last number that was given.
     last: u64,
+    /// Numbers of address spaces up to this one have ended.
+    ended: u64,
     large: LargeRanges,
 }
 
@@ -90,6 +91,7 @@ impl Spaces {
             global: Numbers::default(),
             by_pcid: vec![Numbers::default(); PCIDS].into(),
             last: 0,
+            ended: 0,
             large: LargeRanges::default(),
         };
         spaces.global = spaces.fresh();
@@ -106,7 +108,7 @@ impl Spaces {
 
     fn numbers(&mut self, pcid: u16) -> Numbers {
         let index = usize::from(pcid) % PCIDS;
-        if self.by_pcid[index].small == 0 {
+        if self.by_pcid[index].small <= self.ended {
             self.by_pcid[index] = self.fresh();
         }
         self.by_pcid[index]
@@ -125,8 +127,7 @@ impl Spaces {
     /// The slot of a page of the address space `pcid`.
     const fn slot(key: u64, pcid: u16) -> usize {
         let space = if Self::is_high(key) { 0 } else { pcid as u64 };
-        let mixed = (key ^ space << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (mixed >> 50) as usize % SIZE
+        mix(key ^ space << 40, SIZE.trailing_zeros())
     }
 
     /// What is known about the page of `linear` for an access that needs the rights of `set`.
@@ -149,11 +150,13 @@ impl Spaces {
         (entry.number == numbers.of(entry.host)).then(|| Known {
             host: (entry.host & !(PAGE_SIZE as usize - 1)) as *mut u8,
             writable: entry.host & WRITE != 0,
-            global: entry.host & GLOBAL != 0,
-            page_size: match entry.host & (LARGE | HUGE) {
-                0 => PAGE_SIZE,
-                LARGE => 2 << 20,
-                _ => 1 << 30,
+            nature: Nature {
+                global: entry.host & GLOBAL != 0,
+                page_size: match entry.host & (LARGE | HUGE) {
+                    0 => PAGE_SIZE,
+                    LARGE => 2 << 20,
+                    _ => 1 << 30,
+                },
             },
         })
     }
@@ -232,9 +235,9 @@ impl Spaces {
                 }
             }
             Flush::Pcid(pcid) => self.by_pcid[usize::from(pcid) % PCIDS] = Numbers::default(),
-            Flush::NonGlobal => self.by_pcid.fill(Numbers::default()),
+            Flush::NonGlobal => self.ended = self.last,
             Flush::All => {
-                self.by_pcid.fill(Numbers::default());
+                self.ended = self.last;
                 self.global = self.fresh();
                 self.large = LargeRanges::default();
             }

@@ -1,17 +1,19 @@
 //! The blocks of one vCPU: where they lie, by what they are found, when they end.
 
+mod jumps;
+
 use crate::access::writes_memory;
 use crate::asm::Asm;
 use crate::block::{Block, Guest, Layout, MOST, Rare};
-use crate::bound::{Bound, Place};
-use crate::env::{CELLS, Env, JUMP_CACHES, jump_slot};
+use crate::bound::Place;
+use crate::env::Env;
 use crate::groups::{self, Group};
 use crate::mixer::Mixer;
-use crate::mode::{Mode, Space};
+use crate::mode::Mode;
 use crate::recent::Recent;
 use crate::scan::{Fragment, scan};
 use crate::stubs::{self, Stubs};
-use crate::tables::{ANY_PAGE, Cell, Entry, Loc, Tables};
+use crate::tables::{ANY_PAGE, Entry, Loc, Tables};
 use crate::trace::Translation;
 use crate::tuning::Tuning;
 use belljar_interpreter::Source;
@@ -23,6 +25,7 @@ use belljar_passthrough::code_memory::CodeMemory;
 use belljar_passthrough::fault::Registration;
 use belljar_x86::Exception;
 use iced_x86::InstructionInfoFactory;
+use jumps::Jumps;
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasherDefault;
 
@@ -30,9 +33,6 @@ use std::hash::BuildHasherDefault;
 const LARGEST_BLOCK: usize = 64 << 10;
 /// The longest instruction. SDM 2A, 2.3.11.
 const LONGEST: usize = 15;
-
-/// Bits of the record of pages that jump caches and cells lead to.
-const LED_TO: usize = 1 << 15;
 
 /// What a block is found by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -123,20 +123,8 @@ pub struct Cache {
     straddles: Map<Key, u32>,
     /// Blocks found lately.
     recent: Recent,
-    /// Where pages of relative code are mapped, of those that jump caches and cells lead to or from.
-    bound: Bound,
-    /// Pages of guest-virtual addresses that jump caches or cells lead to: a bit for many.
-    led_to: Box<[u64; LED_TO / 64]>,
-    /// Slots of the jump caches that were filled since they were last emptied.
-    filled_jumps: [Vec<u16>; JUMP_CACHES],
-    /// What the code that each jump cache leads to has in common.
-    habits: [Option<Mode>; JUMP_CACHES],
-    /// Jump caches with entries that are not global.
-    local_caches: [bool; JUMP_CACHES],
-    /// Cells that lead to pages that are global.
-    filled: Vec<u32>,
-    /// Cells that lead to other pages.
-    local: Vec<u32>,
+    /// Where jumps lead.
+    jumps: Jumps,
     asm: Asm,
     info: InstructionInfoFactory,
     bmi2: bool,
@@ -168,6 +156,16 @@ impl Found {
             global,
         }
     }
+
+    /// A block that lies in page `page` alone.
+    const fn in_page(layout: Layout, page: u32, global: bool) -> Self {
+        Self {
+            layout,
+            page,
+            leaves_page: false,
+            global,
+        }
+    }
 }
 
 impl Cache {
@@ -192,13 +190,7 @@ impl Cache {
             exact: Set::default(),
             straddles: Map::default(),
             recent: Recent::new(),
-            bound: Bound::new(),
-            led_to: Box::new([0; LED_TO / 64]),
-            filled_jumps: [const { Vec::new() }; JUMP_CACHES],
-            habits: [None; JUMP_CACHES],
-            local_caches: [false; JUMP_CACHES],
-            filled: Vec::new(),
-            local: Vec::new(),
+            jumps: Jumps::new(),
             asm: Asm::default(),
             info: InstructionInfoFactory::new(),
             bmi2: is_x86_feature_detected!("bmi2"),
@@ -228,58 +220,6 @@ impl Cache {
         self.straddles.clear();
         self.recent.forget();
         self.forget_jumps(env);
-    }
-
-    /// Empties all jump caches and cells.
-    fn forget_jumps(&mut self, env: &mut Env) {
-        self.counts.jump_flushes += 1;
-        for cache in 0..JUMP_CACHES {
-            self.empty_jumps(env, cache);
-        }
-        self.local_caches = [false; JUMP_CACHES];
-        for number in std::mem::take(&mut self.filled) {
-            self.empty_cell(env, number);
-        }
-        for number in std::mem::take(&mut self.local) {
-            self.empty_cell(env, number);
-        }
-        self.led_to.fill(0);
-        self.bound.forget();
-    }
-
-    /// Empties the jump caches and cells that lead to pages that are not global.
-    fn forget_local_jumps(&mut self, env: &mut Env) {
-        self.counts.jump_flushes += 1;
-        for cache in 0..JUMP_CACHES {
-            if std::mem::take(&mut self.local_caches[cache]) {
-                self.empty_jumps(env, cache);
-            }
-        }
-        for number in std::mem::take(&mut self.local) {
-            self.empty_cell(env, number);
-        }
-        self.bound.forget();
-    }
-
-    fn empty_jumps(&mut self, env: &mut Env, cache: usize) {
-        for slot in self.filled_jumps[cache].drain(..) {
-            env.empty_jump(cache, usize::from(slot));
-        }
-    }
-
-    fn empty_cell(&self, env: &mut Env, number: u32) {
-        let Some(cell) = self.tables.cells.get(number as usize) else {
-            return;
-        };
-        env.cells[number as usize % CELLS] = self.unresolved(cell);
-    }
-
-    /// Where an empty cell leads.
-    fn unresolved(&self, cell: &Cell) -> u64 {
-        self.address(match cell.entry {
-            Entry::Host | Entry::Poll => self.stubs.cell_host,
-            Entry::Saved | Entry::PollSaved => self.stubs.cell_saved,
-        })
     }
 
     /// Forgets what changes of mappings and code have made stale.
@@ -331,21 +271,6 @@ impl Cache {
         }
     }
 
-    /// Code of `mode` is about to run: sees to it that the jump caches lead to such code alone. They
-    /// are found by privilege and width, but other code of the same counts its instructions, or not,
-    /// or has other units or segments at hand.
-    #[inline]
-    pub fn use_mode(&mut self, env: &mut Env, mode: Mode) {
-        let habits = Some(mode.habits());
-        let space = mode.space();
-        if self.habits[space as usize] != habits {
-            for &space in space.family() {
-                self.habits[space as usize] = habits;
-                self.empty_jumps(env, space as usize);
-            }
-        }
-    }
-
     /// The block at `rip`: an old one, or translated now.
     ///
     /// # Errors
@@ -357,23 +282,20 @@ impl Cache {
         rip: u64,
         mode: Mode,
     ) -> Result<Option<Found>, Exception> {
-        let pages = core.mmu.memory().code().pages();
         let page = core.mmu.code_page(&core.cpu, rip)?;
-        let global = core.mmu.code_is_global(&core.cpu, rip);
-        if let CodePage::Ram(number) = page
-            && let Some(found) = self.find_again(rip, mode, (number as u32, pages), global)
-        {
-            return Ok(Some(found));
-        }
         let CodePage::Ram(number) = page else {
             return Ok(None);
         };
         let number = number as u32;
         let relative = mode.is_relative();
         let key = Key::new(rip, mode, number);
-        let global = global && !relative;
+        let global = !relative && core.mmu.code_is_global(&core.cpu, rip);
         if relative {
+            let pages = core.mmu.memory().code().pages();
             self.bind(env, number, rip - rip % PAGE_SIZE, pages);
+        }
+        if let Some(layout) = self.recent.find(&key) {
+            return Ok(Some(Found::in_page(layout, number, global)));
         }
         let code = core.mmu.memory().code();
         if let Some(block) = self.blocks.get(&key).copied()
@@ -398,48 +320,30 @@ impl Cache {
         }
     }
 
-    /// The block at `rip` in page `page` of the `pages` of RAM, which is mapped globally or not, if
-    /// it was found lately and nothing that it depends on has changed since.
+    /// The block at `rip` in page `page` of RAM, which the TLB has, if it was found lately and
+    /// nothing that it depends on has changed since.
     #[inline]
-    pub fn find_again(
-        &mut self,
-        rip: u64,
-        mode: Mode,
-        (page, pages): (u32, usize),
-        global: bool,
-    ) -> Option<Found> {
+    pub fn find_again(&mut self, core: &Core, rip: u64, mode: Mode, page: u32) -> Option<Found> {
         let layout = self.recent.find(&Key::new(rip, mode, page))?;
         if mode.is_relative() {
             let mapped = rip - rip % PAGE_SIZE;
-            match self.bound.look(page, mapped) {
+            match self.jumps.bound.look(page, mapped) {
                 Place::Known => {}
-                Place::New => self.bound.note(page, mapped, pages),
+                Place::New => {
+                    let pages = core.mmu.memory().code().pages();
+                    self.jumps.bound.note(page, mapped, pages);
+                }
                 Place::Elsewhere => return None,
             }
         }
-        Some(Found {
-            layout,
-            page,
-            leaves_page: false,
-            global: global && !mode.is_relative(),
-        })
+        let global = !mode.is_relative() && core.mmu.is_global(mode.set(), rip);
+        Some(Found::in_page(layout, page, global))
     }
 
     /// Whether [`catch_up`](Self::catch_up) has nothing to do.
     #[inline]
     pub fn is_up_to_date(&self, flushes: &Flushes, code: &CodePages) -> bool {
         flushes.is_empty() && code.changes() == self.seen
-    }
-
-    /// Notes where a page of relative code is mapped. Cells of its blocks lead to pages by their
-    /// distance, so they hold for one place at a time.
-    fn bind(&mut self, env: &mut Env, page: u32, mapped: u64, pages: usize) {
-        match self.bound.look(page, mapped) {
-            Place::Known => return,
-            Place::Elsewhere => self.forget_jumps(env),
-            Place::New => {}
-        }
-        self.bound.note(page, mapped, pages);
     }
 
     /// Translates the block of `key`; `None` if its first instruction must be interpreted.
@@ -665,63 +569,6 @@ impl Cache {
         self.recent.forget();
     }
 
-    /// Lets a link lead to its target from now on.
-    pub fn resolve_link(&mut self, number: u32, found: &Found) {
-        let Some(link) = self.tables.links.get(number as usize) else {
-            return;
-        };
-        if found.leaves_page || found.page != link.page {
-            // It holds no longer than the next page's mapping, and links hold for good; or the page
-            // has just been mapped elsewhere, without a flush as yet.
-            return;
-        }
-        let target = found.layout.entry(link.entry);
-        let displacement = target.wrapping_sub(link.patch + 4);
-        self.memory.patch(link.patch, &displacement.to_le_bytes());
-    }
-
-    /// Lets a cell lead to its target until mappings change.
-    pub fn resolve_cell(&mut self, env: &mut Env, number: u32, rip: u64, found: &Found) {
-        let Some(cell) = self.tables.cells.get(number as usize) else {
-            return;
-        };
-        let target = self.address(found.layout.entry(cell.entry));
-        self.lead_to(rip, found);
-        env.cells[number as usize % CELLS] = target;
-        if found.global {
-            self.filled.push(number);
-        } else {
-            self.local.push(number);
-        }
-    }
-
-    fn lead_to(&mut self, rip: u64, found: &Found) {
-        let mut note =
-            |linear| self.led_to[led_to_bit(linear) / 64] |= 1 << (led_to_bit(linear) % 64);
-        note(rip);
-        if found.leaves_page {
-            note(second_page(rip));
-        }
-    }
-
-    /// Whether jump caches or cells may lead to the page of `linear`.
-    fn leads_to(&self, linear: u64) -> bool {
-        let bit = led_to_bit(linear);
-        self.led_to[bit / 64] & 1 << (bit % 64) != 0
-    }
-
-    /// Enters a target into the jump cache.
-    pub fn resolve_jump(&mut self, env: &mut Env, space: Space, rip: u64, found: &Found) {
-        let (cache, slot) = (space as usize, jump_slot(rip));
-        if env.jump_keys[cache][slot] == u64::from(slot == 0) {
-            self.filled_jumps[cache].push(slot as u16);
-        }
-        self.lead_to(rip, found);
-        env.jump_keys[cache][slot] = rip;
-        env.jump_targets[cache][slot] = self.address(found.layout.saved);
-        self.local_caches[cache] |= !found.global;
-    }
-
     /// Address of the entry of a block for Rust: the flags are in the environment.
     pub fn entry(&self, found: &Found) -> u64 {
         self.address(found.layout.saved)
@@ -731,11 +578,6 @@ impl Cache {
     pub fn entry_stub(&self) -> u64 {
         self.address(self.stubs.enter)
     }
-}
-
-/// The bit of a page in the record of those that jump caches and cells lead to.
-const fn led_to_bit(linear: u64) -> usize {
-    ((linear >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize % LED_TO
 }
 
 /// The page after that of `rip`.

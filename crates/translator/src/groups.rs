@@ -168,17 +168,11 @@ fn stack(ins: &Instruction, words: i64, write: bool) -> Access {
     }
 }
 
-/// The access of an instruction that may be in a group.
-fn access(
-    guest: &Guest,
-    page: u64,
-    writes: &mut impl FnMut(&Instruction) -> bool,
-) -> Option<Access> {
-    let ins = &guest.ins;
-    match (guest.kind, ins.code()) {
-        (
-            Kind::Special | Kind::Transfer,
-            Code::Push_r64
+/// Whether an instruction that is translated by hand pushes a word.
+fn pushes(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Push_r64
             | Code::Pushq_imm32
             | Code::Pushq_imm8
             | Code::Push_rm64
@@ -189,8 +183,19 @@ fn access(
             | Code::Pushd_imm8
             | Code::Push_rm32
             | Code::Call_rel32_32
-            | Code::Call_rm32,
-        ) => Some(stack(ins, -1, true)),
+            | Code::Call_rm32
+    )
+}
+
+/// The access of an instruction that may be in a group.
+fn access(
+    guest: &Guest,
+    page: u64,
+    writes: &mut impl FnMut(&Instruction) -> bool,
+) -> Option<Access> {
+    let ins = &guest.ins;
+    match (guest.kind, ins.code()) {
+        (Kind::Special | Kind::Transfer, code) if pushes(code) => Some(stack(ins, -1, true)),
         (
             Kind::Special | Kind::Transfer,
             Code::Pop_r64
@@ -264,20 +269,8 @@ fn is_root(ins: &Instruction, register: Register) -> bool {
 fn change_roots(open: &mut Vec<Open>, guest: &Guest) {
     let ins = &guest.ins;
     match ins.code() {
-        Code::Push_r64
-        | Code::Pushq_imm32
-        | Code::Pushq_imm8
-        | Code::Push_rm64
-        | Code::Call_rel32_64
-        | Code::Call_rm64
-        | Code::Push_r32
-        | Code::Pushd_imm32
-        | Code::Pushd_imm8
-        | Code::Push_rm32
-        | Code::Call_rel32_32
-        | Code::Call_rm32
-        | Code::Pushfd
-        | Code::Pushfq => return add(open, RSP_NUMBER, -word(ins)),
+        code if pushes(code) => return add(open, RSP_NUMBER, -word(ins)),
+        Code::Pushfd | Code::Pushfq => return add(open, RSP_NUMBER, -word(ins)),
         Code::Pop_r64 | Code::Pop_r32 => {
             add(open, RSP_NUMBER, word(ins));
             return forget(open, registers::number(ins.op0_register()));

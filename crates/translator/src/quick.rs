@@ -1,7 +1,7 @@
 //! Exits that only ask where to go on: answered without moving any state.
 
 use crate::exit::Exit;
-use crate::tables::ANY_PAGE;
+use crate::mode::Mode;
 use crate::trace;
 use crate::vcpu::TranslatorVcpu;
 use belljar_interpreter::mmu::CodePage;
@@ -14,30 +14,8 @@ impl TranslatorVcpu {
     /// changed.
     pub(crate) fn go_on_quickly(&mut self) -> Option<u64> {
         let exit = Exit::decode(self.env.exit);
-        let (rip, mode) = match exit {
-            Exit::Link(number) => {
-                let link = self.cache.tables.links.get(number as usize)?;
-                (self.address(link.mode, link.target), link.mode)
-            }
-            Exit::Cell(number) => {
-                let cell = self.cache.tables.cells.get(number as usize)?;
-                // Relative code is on its target's page already.
-                let target = match cell.page {
-                    ANY_PAGE => cell.target,
-                    _ => self.env.page | (cell.target & (PAGE_SIZE - 1)),
-                };
-                (target, cell.mode)
-            }
-            Exit::Indirect => {
-                let set = self.env.system & rflags::AC as u32 != 0;
-                let mode = match self.mode? {
-                    mode if mode.is_user() => mode,
-                    mode => mode.with_access(set),
-                };
-                (self.env.target, mode)
-            }
-            _ => return None,
-        };
+        let rip = self.target(exit)?;
+        let mode = self.target_mode(exit)?;
         let core = &mut self.processor.core;
         let own = core.attention.get(core.id as usize)?;
         if self.counting || own.pending() & self.env.heeded != 0 || self.stress.comes_between() {
@@ -47,7 +25,6 @@ impl TranslatorVcpu {
         if !self.cache.is_up_to_date(flushes, code) {
             return None;
         }
-        let pages = code.pages();
         let page = match core.mmu.known_code_page(mode.set(), rip) {
             Some(page) => page,
             None if core.mmu.must_settle() => return None,
@@ -59,19 +36,26 @@ impl TranslatorVcpu {
                 }
             }
         };
-        let global = core.mmu.is_global(mode.set(), rip);
-        let place = (page as u32, pages);
-        let found = self.cache.find_again(rip, mode, place, global)?;
+        let found = self.cache.find_again(core, rip, mode, page as u32)?;
         self.resolve(exit, &found, rip, mode);
         let entry = self.cache.entry(&found);
         trace::enter(self.processor.core.id, rip, mode, entry);
         self.env.page = rip & !(PAGE_SIZE - 1);
-        match exit {
-            Exit::Link(_) => self.counts.links += 1,
-            Exit::Cell(_) => self.counts.cells += 1,
-            _ => self.counts.indirect += 1,
-        }
+        self.count_jump(exit);
         self.counts.entries += 1;
         Some(entry)
+    }
+
+    /// The mode of the code that a jump leads to.
+    fn target_mode(&self, exit: Exit) -> Option<Mode> {
+        let tables = &self.cache.tables;
+        match exit {
+            Exit::Link(number) => tables.links.get(number as usize).map(|link| link.mode),
+            Exit::Cell(number) => tables.cells.get(number as usize).map(|cell| cell.mode),
+            _ => self.mode.map(|mode| match mode {
+                mode if mode.is_user() => mode,
+                mode => mode.with_access(self.env.system & rflags::AC as u32 != 0),
+            }),
+        }
     }
 }

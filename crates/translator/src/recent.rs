@@ -6,6 +6,7 @@
 
 use crate::block::Layout;
 use crate::cache::Key;
+use belljar_interpreter::mix;
 use belljar_memory::PAGE_SIZE;
 
 /// Entries of the table.
@@ -57,7 +58,7 @@ impl Recent {
 
     const fn slot(key: &Key) -> usize {
         let place = key.rip ^ (key.page as u64) << 12 ^ (key.mode.number() as u64) << 44;
-        (place.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as usize % SIZE
+        mix(place, SIZE.trailing_zeros())
     }
 
     /// Enters a block.

@@ -322,25 +322,9 @@ impl TranslatorVcpu {
             self.take_flags(self.env.flags);
         }
         match exit {
-            Exit::Link(number) => {
-                self.counts.links += 1;
-                let link = self.cache.tables.links.get(number as usize);
-                let target = link.map(|link| self.address(link.mode, link.target));
-                self.go_on(target, exit)
-            }
-            Exit::Cell(number) => {
-                self.counts.cells += 1;
-                let cell = self.cache.tables.cells.get(number as usize);
-                // Relative code is on its target's page already.
-                let target = cell.map(|cell| match cell.page {
-                    ANY_PAGE => cell.target,
-                    _ => self.env.page | cell.target & 0xfff,
-                });
-                self.go_on(target, exit)
-            }
-            Exit::Indirect => {
-                self.counts.indirect += 1;
-                self.go_on(Some(self.env.target), exit)
+            Exit::Link(_) | Exit::Cell(_) | Exit::Indirect => {
+                self.count_jump(exit);
+                self.go_on(self.target(exit), exit)
             }
             Exit::Fallback(site) => {
                 self.return_to(site);
@@ -401,6 +385,37 @@ impl TranslatorVcpu {
             self.cache.be_exact(page as u32);
         }
         next
+    }
+
+    /// Counts an exit that asks where a jump leads.
+    pub(crate) fn count_jump(&mut self, exit: Exit) {
+        let counts = &mut self.counts;
+        match exit {
+            Exit::Link(_) => counts.links += 1,
+            Exit::Cell(_) => counts.cells += 1,
+            _ => counts.indirect += 1,
+        }
+    }
+
+    /// The address that a jump leads to, if that is what the exit asks.
+    pub(crate) fn target(&self, exit: Exit) -> Option<u64> {
+        let tables = &self.cache.tables;
+        match exit {
+            Exit::Link(number) => {
+                let link = tables.links.get(number as usize)?;
+                Some(self.address(link.mode, link.target))
+            }
+            Exit::Cell(number) => {
+                let cell = tables.cells.get(number as usize)?;
+                // Relative code is on its target's page already.
+                Some(match cell.page {
+                    ANY_PAGE => cell.target,
+                    _ => self.env.page | cell.target & 0xfff,
+                })
+            }
+            Exit::Indirect => Some(self.env.target),
+            _ => None,
+        }
     }
 
     /// Goes on at `target`, where `exit` is to lead from now on.
