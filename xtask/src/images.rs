@@ -1,6 +1,6 @@
 //! Builds images of Debian and boots them.
 
-use crate::{cargo, run as run_command};
+use crate::run_ignored;
 use anyhow::Result;
 use clap::Args;
 
@@ -12,11 +12,5 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    run_command(
-        cargo()
-            .args(["test", "--profile", "quick", "--locked"])
-            .args(["--package", "belljar", "--test", "images", "--"])
-            .arg(&options.only)
-            .args(["--ignored", "--nocapture", "--test-threads=1"]),
-    )
+    run_ignored("belljar", "images", &options.only)
 }

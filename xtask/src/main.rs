@@ -59,6 +59,14 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Runs the ignored tests of a package's test program whose names contain `only`, one after the other.
+fn run_ignored(package: &str, test: &str, only: &str) -> Result<()> {
+    run(cargo()
+        .args(["test", "--profile", "quick", "--locked"])
+        .args(["--package", package, "--test", test, "--"])
+        .args([only, "--ignored", "--nocapture", "--test-threads=1"]))
+}
+
 fn main() -> Result<()> {
     match Arguments::parse().chore {
         Chore::Test(options) => test::run(&options),

@@ -1,7 +1,7 @@
 //! Boots of a stock kernel under each stressed tuning of the translator: in lockstep with the
 //! interpreter, and on two vCPUs that run freely.
 
-use crate::{cargo, run as run_command};
+use crate::run_ignored;
 use anyhow::Result;
 use clap::Args;
 
@@ -14,11 +14,5 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    run_command(
-        cargo()
-            .args(["test", "--profile", "quick", "--locked"])
-            .args(["--package", "belljar-lockstep", "--test", "stress", "--"])
-            .arg(&options.only)
-            .args(["--ignored", "--nocapture", "--test-threads=1"]),
-    )
+    run_ignored("belljar-lockstep", "stress", &options.only)
 }

@@ -4,12 +4,11 @@ mod kernel;
 mod program;
 
 use kernel::{CHATTY, POWER_OFF, echoing, kernel, printing, spinning};
-use program::{LIMIT, Terminal, wait_until};
+use program::{Terminal, end, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::time::Instant;
+use std::process::{Child, Command, Output, Stdio};
 use tempfile::{NamedTempFile, TempDir};
 
 /// A runtime directory, and the kernel of the machines in it; all are ended with the test.
@@ -92,20 +91,6 @@ impl Drop for Bench {
         for name in rows.iter().filter_map(|row| row["name"].as_str()) {
             let _ = self.output(&["stop", "--force", name]);
         }
-    }
-}
-
-fn end(mut child: Child) -> ExitStatus {
-    let limit = Instant::now() + LIMIT;
-    loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            return status;
-        }
-        if Instant::now() > limit {
-            child.kill().unwrap();
-            panic!("the command did not end");
-        }
-        std::thread::yield_now();
     }
 }
 
@@ -255,7 +240,7 @@ fn statistics_are_a_table_or_json() {
     bench.ok(&["stop", "--force", "web"]);
     let mut rest = String::new();
     output.read_to_string(&mut rest).unwrap();
-    assert_eq!(end(watching).code(), Some(0));
+    assert_eq!(end(&mut watching).code(), Some(0));
 }
 
 #[test]
@@ -265,7 +250,7 @@ fn a_console_shows_what_was_printed_and_is_left_without_ending_the_machine() {
     let bench = Bench::new(&code);
     bench.start("web");
     let mut terminal = Terminal::new();
-    let console = bench.console("web", &terminal);
+    let mut console = bench.console("web", &terminal);
     terminal.wait_for("hello ");
     while !terminal.is_raw() {
         std::thread::yield_now();
@@ -280,7 +265,7 @@ fn a_console_shows_what_was_printed_and_is_left_without_ending_the_machine() {
     terminal.user.write_all(b"def").unwrap();
     onlooker.wait_for("def");
     terminal.user.write_all(b"\x01d").unwrap();
-    assert_eq!(end(console).code(), Some(0));
+    assert_eq!(end(&mut console).code(), Some(0));
     assert!(!terminal.is_raw());
     assert_eq!(bench.state("web").as_deref(), Some("running"));
     // The keyboard is free again; the guest ends at a full stop.
@@ -288,8 +273,8 @@ fn a_console_shows_what_was_printed_and_is_left_without_ending_the_machine() {
     terminal.wait_for("hello abcdef");
     terminal.user.write_all(b".").unwrap();
     terminal.wait_for("the machine has ended");
-    for child in [console, looking] {
-        assert_eq!(end(child).code(), Some(0));
+    for mut child in [console, looking] {
+        assert_eq!(end(&mut child).code(), Some(0));
     }
     assert!(!terminal.is_raw() && !onlooker.is_raw());
 }
@@ -299,7 +284,7 @@ fn a_console_is_restored_when_the_machine_is_killed_and_the_rest_is_cleaned_up()
     let bench = Bench::new(&spinning("spins"));
     bench.start("web");
     let mut terminal = Terminal::new();
-    let console = bench.console("web", &terminal);
+    let mut console = bench.console("web", &terminal);
     terminal.wait_for("spins");
     while !terminal.is_raw() {
         std::thread::yield_now();
@@ -307,7 +292,7 @@ fn a_console_is_restored_when_the_machine_is_killed_and_the_rest_is_cleaned_up()
     let pid = bench.row("web").unwrap()["pid"].as_i64().unwrap();
     let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     kill_process(pid, Signal::KILL).unwrap();
-    assert_eq!(end(console).code(), Some(0));
+    assert_eq!(end(&mut console).code(), Some(0));
     assert!(!terminal.is_raw());
     wait_until(|| bench.state("web").as_deref() == Some("ended"));
     assert_eq!(
@@ -342,7 +327,7 @@ fn a_console_takes_input_from_a_pipe() {
         .read_to_string(&mut printed)
         .unwrap();
     assert_eq!(printed, text);
-    assert_eq!(end(console).code(), Some(0));
+    assert_eq!(end(&mut console).code(), Some(0));
     assert_eq!(bench.ok(&["logs", "web"]), text);
 }
 
@@ -361,7 +346,7 @@ fn logs_are_followed_to_the_end_of_the_machine() {
     let mut rest = String::new();
     output.read_to_string(&mut rest).unwrap();
     assert_eq!(rest, "bye\n");
-    assert_eq!(end(following).code(), Some(0));
+    assert_eq!(end(&mut following).code(), Some(0));
 }
 
 #[test]
@@ -379,7 +364,7 @@ fn a_machine_in_the_foreground_can_be_controlled_too_and_leaves_nothing() {
         .unwrap();
     assert_eq!(bench.row("front").unwrap()["detached"], false);
     bench.ok(&["stop", "--force", "front"]);
-    assert_eq!(end(run).code(), Some(0));
+    assert_eq!(end(&mut run).code(), Some(0));
     assert!(bench.row("front").is_none());
 }
 

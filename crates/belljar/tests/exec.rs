@@ -3,12 +3,11 @@
 mod kernel;
 mod program;
 
-use program::{LIMIT, Terminal};
+use program::{Terminal, end};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::termios::{Winsize, tcsetwinsize};
 use std::io::{Read, Write};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::time::Instant;
+use std::process::{Child, Command, Output, Stdio};
 use tempfile::TempDir;
 
 /// A started default guest, which is ended with the test.
@@ -68,20 +67,6 @@ impl Drop for Guest {
     }
 }
 
-fn end(mut child: Child) -> ExitStatus {
-    let limit = Instant::now() + LIMIT;
-    loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            return status;
-        }
-        if Instant::now() > limit {
-            child.kill().unwrap();
-            panic!("the command did not end");
-        }
-        std::thread::yield_now();
-    }
-}
-
 fn runs(suite: &str, release: &str) {
     let guest = Guest::start(suite);
     let (status, output, errors) = guest.shell("uname -r; echo oops >&2; exit 7");
@@ -120,7 +105,7 @@ fn runs(suite: &str, release: &str) {
     cat.stdout.take().unwrap().read_to_end(&mut got).unwrap();
     writer.join().unwrap();
     assert!(got == expected, "{} bytes", got.len());
-    assert_eq!(end(cat).code(), Some(0));
+    assert_eq!(end(&mut cat).code(), Some(0));
 
     // Many at once.
     let many: Vec<Child> = (0..8)
@@ -132,8 +117,8 @@ fn runs(suite: &str, release: &str) {
                 .unwrap()
         })
         .collect();
-    for (number, child) in (0..).zip(many) {
-        assert_eq!(end(child).code(), Some(number));
+    for (number, mut child) in (0..).zip(many) {
+        assert_eq!(end(&mut child).code(), Some(number));
     }
 
     a_signal_is_passed_on(&guest);
@@ -153,7 +138,7 @@ fn a_signal_is_passed_on(guest: &Guest) {
     let mut rest = String::new();
     output.read_to_string(&mut rest).unwrap();
     assert_eq!(rest, "caught\n");
-    assert_eq!(end(child).code(), Some(5));
+    assert_eq!(end(&mut child).code(), Some(5));
 }
 
 fn a_terminal_has_a_size_and_signals(guest: &Guest) {
@@ -165,7 +150,7 @@ fn a_terminal_has_a_size_and_signals(guest: &Guest) {
         ws_ypixel: 0,
     };
     tcsetwinsize(&terminal.user, size(33, 101)).unwrap();
-    let child = guest
+    let mut child = guest
         .command(&["exec", "-t", "g", "--", "sh"])
         .stdin(terminal.for_program())
         .stdout(terminal.for_program())
@@ -194,7 +179,7 @@ fn a_terminal_has_a_size_and_signals(guest: &Guest) {
     terminal.user.write_all(b"\x03").unwrap();
     terminal.wait_for("# ");
     terminal.user.write_all(b"exit 9\n").unwrap();
-    assert_eq!(end(child).code(), Some(9));
+    assert_eq!(end(&mut child).code(), Some(9));
     assert!(!terminal.is_raw());
 }
 

@@ -3,6 +3,7 @@
 
 #[path = "../../interpreter/tests/suite/harness/mod.rs"]
 mod harness;
+mod random;
 
 use belljar_engine::{Engine, Exit};
 use belljar_interpreter::Interpreter;
@@ -13,6 +14,7 @@ use belljar_x86::{CpuState, Gpr, Seg};
 use harness::code32::World;
 use harness::{CODE, DATA, Machine, STACK};
 use iced_x86::{Decoder, DecoderOptions, FastFormatter};
+use random::Random;
 use std::sync::Arc;
 
 /// Programs for each world and tuning.
@@ -32,26 +34,6 @@ fn engine() -> Arc<dyn Engine> {
 
 fn counted() -> bool {
     true
-}
-
-/// Xorshift.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % limit as u64) as usize
-    }
-
-    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len())]
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.below(256) as u8
-    }
 }
 
 /// EAX, ECX, EDX and EDI: the others hold addresses.

@@ -3,6 +3,7 @@
 
 #[path = "../../interpreter/tests/suite/harness/mod.rs"]
 mod harness;
+mod random;
 
 use belljar_engine::{Engine, Exit, Reason};
 use belljar_interpreter::Interpreter;
@@ -13,6 +14,7 @@ use belljar_x86::bits::rflags;
 use belljar_x86::{CpuState, Gpr};
 use harness::{CODE, DATA, HANDLERS, Machine, PAGES, assemble, assemble_at, state64};
 use iced_x86::code_asm::*;
+use random::Random;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -31,18 +33,6 @@ fn engine() -> Arc<dyn Engine> {
 
 fn counted() -> bool {
     true
-}
-
-/// Xorshift.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
 }
 
 /// A loop of a little of everything, in which flags live long and the stack is used.

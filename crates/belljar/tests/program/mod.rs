@@ -128,14 +128,7 @@ impl Run {
     }
 
     pub fn end(mut self) -> ExitStatus {
-        let limit = Instant::now() + LIMIT;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < limit, "belljar did not end");
-            std::thread::yield_now();
-        }
+        end(&mut self.child)
     }
 }
 
@@ -143,6 +136,21 @@ impl Drop for Run {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Waits until a program of Belljar's has ended.
+pub fn end(child: &mut Child) -> ExitStatus {
+    let limit = Instant::now() + LIMIT;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if Instant::now() > limit {
+            child.kill().unwrap();
+            panic!("belljar did not end");
+        }
+        std::thread::yield_now();
     }
 }
 

@@ -82,25 +82,9 @@ fn transfer(offloads: GuestOffloads) {
     );
     let handle = world.connect((HOST, port), 256 << 10);
     assert!(world.connected(handle));
-    let mut got = Vec::new();
-    world.until("receiving", |world| {
-        let socket = world.tcp(handle);
-        while socket.can_recv() {
-            socket
-                .recv(|data| {
-                    got.extend_from_slice(data);
-                    (data.len(), ())
-                })
-                .unwrap();
-        }
-        (!socket.may_recv()).then_some(())
-    });
+    let got = world.receive_all(handle);
     assert!(got == data, "the bytes differ");
-    let mut sent = 0;
-    world.until("sending", |world| {
-        sent += world.tcp(handle).send_slice(&data[sent..]).unwrap();
-        (sent == data.len()).then_some(())
-    });
+    world.send_all(handle, &data);
     world.tcp(handle).close();
     world.until("the host's end", |_| server.is_finished().then_some(()));
     assert!(server.join().unwrap() == data, "the bytes differ");

@@ -266,6 +266,40 @@ impl World {
         self.sockets.get_mut(handle)
     }
 
+    /// Takes what has arrived.
+    pub fn receive(&mut self, handle: SocketHandle, got: &mut Vec<u8>) {
+        let socket = self.tcp(handle);
+        while socket.can_recv() {
+            socket
+                .recv(|data| {
+                    got.extend_from_slice(data);
+                    (data.len(), ())
+                })
+                .unwrap();
+        }
+    }
+
+    /// Receives to the end of the stream.
+    pub fn receive_all(&mut self, handle: SocketHandle) -> Vec<u8> {
+        let mut got = Vec::new();
+        self.until("receiving", |world| {
+            world.receive(handle, &mut got);
+            (!world.tcp(handle).may_recv()).then_some(())
+        });
+        got
+    }
+
+    /// Sends everything.
+    pub fn send_all(&mut self, handle: SocketHandle, data: &[u8]) {
+        let mut sent = 0;
+        self.until("sending", |world| {
+            let socket = world.tcp(handle);
+            assert!(socket.may_send(), "the connection broke at {sent}");
+            sent += socket.send_slice(&data[sent..]).unwrap();
+            (sent == data.len()).then_some(())
+        });
+    }
+
     /// Begins to connect to an address.
     pub fn connect(&mut self, to: (Ipv4Address, u16), buffer: usize) -> SocketHandle {
         let handle = self.add_tcp(buffer);

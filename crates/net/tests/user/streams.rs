@@ -2,7 +2,6 @@
 
 use crate::guest::World;
 use belljar_net::GuestOffloads;
-use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::State;
 use smoltcp::wire::Ipv4Address;
 use std::io::{ErrorKind, Read, Write};
@@ -48,35 +47,6 @@ fn pattern(len: usize) -> Vec<u8> {
         .collect()
 }
 
-/// Receives to the end of the stream.
-fn receive_all(world: &mut World, handle: SocketHandle) -> Vec<u8> {
-    let mut got = Vec::new();
-    world.until("receiving", |world| {
-        let socket = world.tcp(handle);
-        while socket.can_recv() {
-            socket
-                .recv(|data| {
-                    got.extend_from_slice(data);
-                    (data.len(), ())
-                })
-                .unwrap();
-        }
-        (!socket.may_recv()).then_some(())
-    });
-    got
-}
-
-/// Sends everything.
-fn send_all(world: &mut World, handle: SocketHandle, data: &[u8]) {
-    let mut sent = 0;
-    world.until("sending", |world| {
-        let socket = world.tcp(handle);
-        assert!(socket.may_send(), "the connection broke at {sent}");
-        sent += socket.send_slice(&data[sent..]).unwrap();
-        (sent == data.len()).then_some(())
-    });
-}
-
 fn bulk_to_the_host(offloads: GuestOffloads) {
     let (port, server) = serve(|mut stream| {
         let mut got = Vec::new();
@@ -87,7 +57,7 @@ fn bulk_to_the_host(offloads: GuestOffloads) {
     let handle = world.connect((GATEWAY, port), 256 << 10);
     assert!(world.connected(handle));
     let data = pattern(BULK);
-    send_all(&mut world, handle, &data);
+    world.send_all(handle, &data);
     world.tcp(handle).close();
     world.until("the host's end", |_| server.is_finished().then_some(()));
     assert!(server.join().unwrap() == data, "the bytes differ");
@@ -105,7 +75,7 @@ fn bulk_to_the_guest(offloads: GuestOffloads) {
     let mut world = World::with("user,loopback=on", Vec::new(), offloads);
     let handle = world.connect((GATEWAY, port), 256 << 10);
     assert!(world.connected(handle));
-    assert!(receive_all(&mut world, handle) == data, "the bytes differ");
+    assert!(world.receive_all(handle) == data, "the bytes differ");
     server.join().unwrap();
 }
 
@@ -153,14 +123,7 @@ fn bulk_goes_both_ways_at_once() {
                 socket.close();
             }
         }
-        while socket.can_recv() {
-            socket
-                .recv(|data| {
-                    got.extend_from_slice(data);
-                    (data.len(), ())
-                })
-                .unwrap();
-        }
+        world.receive(handle, &mut got);
         (sent == data.len() && got.len() == data.len() && server.is_finished()).then_some(())
     });
     assert!(
@@ -181,9 +144,9 @@ fn a_closed_half_leaves_the_other_open() {
     let mut world = World::open();
     let handle = world.connect((GATEWAY, port), 4096);
     assert!(world.connected(handle));
-    send_all(&mut world, handle, b"half");
+    world.send_all(handle, b"half");
     world.tcp(handle).close();
-    assert_eq!(receive_all(&mut world, handle), b"HALF");
+    assert_eq!(world.receive_all(handle), b"HALF");
     server.join().unwrap();
 }
 
@@ -199,8 +162,8 @@ fn the_hosts_closed_half_leaves_the_guests_open() {
     let mut world = World::open();
     let handle = world.connect((GATEWAY, port), 4096);
     assert!(world.connected(handle));
-    assert_eq!(receive_all(&mut world, handle), b"first");
-    send_all(&mut world, handle, b"then this");
+    assert_eq!(world.receive_all(handle), b"first");
+    world.send_all(handle, b"then this");
     world.tcp(handle).close();
     world.until("the host's end", |_| server.is_finished().then_some(()));
     assert_eq!(server.join().unwrap(), b"then this");
@@ -235,7 +198,7 @@ fn a_reset_of_the_host_reaches_the_guest() {
     let mut world = World::open();
     let handle = world.connect((GATEWAY, port), 4096);
     assert!(world.connected(handle));
-    send_all(&mut world, handle, b"ab");
+    world.send_all(handle, b"ab");
     world.until("the reset", |world| {
         (world.tcp(handle).state() == State::Closed).then_some(())
     });
@@ -294,7 +257,7 @@ fn a_guest_that_stops_reading_stops_the_host_and_loses_nothing() {
     // The window closes, and is probed.
     world.idle(Duration::from_millis(1500));
     assert_eq!(world.tcp(handle).recv_queue(), 8 << 10);
-    assert!(receive_all(&mut world, handle) == data, "the bytes differ");
+    assert!(world.receive_all(handle) == data, "the bytes differ");
     server.join().unwrap();
 }
 
@@ -309,7 +272,7 @@ fn a_guest_without_room_for_frames_loses_nothing() {
     world.link.room = 2;
     let handle = world.connect((GATEWAY, port), 64 << 10);
     assert!(world.connected(handle));
-    assert!(receive_all(&mut world, handle) == data, "the bytes differ");
+    assert!(world.receive_all(handle) == data, "the bytes differ");
     server.join().unwrap();
 }
 
@@ -330,16 +293,8 @@ fn frames_that_are_lost_in_the_guest_are_sent_again() {
             frames += 1;
             frames % 100 != 0
         });
-        let socket = world.tcp(handle);
-        while socket.can_recv() {
-            socket
-                .recv(|data| {
-                    got.extend_from_slice(data);
-                    (data.len(), ())
-                })
-                .unwrap();
-        }
-        (!socket.may_recv()).then_some(())
+        world.receive(handle, &mut got);
+        (!world.tcp(handle).may_recv()).then_some(())
     });
     assert!(got == data, "the bytes differ");
     server.join().unwrap();
@@ -373,11 +328,11 @@ fn many_connections_at_once_and_after_each_other() {
             assert!(world.connected(handle));
         }
         for (n, &handle) in handles.iter().enumerate() {
-            send_all(&mut world, handle, format!("{round} {n}").as_bytes());
+            world.send_all(handle, format!("{round} {n}").as_bytes());
             world.tcp(handle).close();
         }
         for (n, &handle) in handles.iter().enumerate() {
-            let got = receive_all(&mut world, handle);
+            let got = world.receive_all(handle);
             assert_eq!(String::from_utf8(got).unwrap(), format!("{round} {n}"));
         }
         for handle in handles {
@@ -410,8 +365,8 @@ fn a_forwarded_port_leads_to_the_guest() {
     // The guest sees the gateway, not its own loopback.
     let peer = world.tcp(handle).remote_endpoint().unwrap();
     assert_eq!(peer.addr, GATEWAY.into());
-    assert_eq!(receive_all(&mut world, handle), b"question");
-    send_all(&mut world, handle, b"answer");
+    assert_eq!(world.receive_all(handle), b"question");
+    world.send_all(handle, b"answer");
     world.tcp(handle).close();
     world.until("the client's end", |_| client.is_finished().then_some(()));
     assert_eq!(client.join().unwrap(), "answer");
@@ -438,7 +393,7 @@ fn a_driver_that_is_reset_ends_its_connections() {
     world.network.reset();
     assert_eq!(server.join().unwrap(), ErrorKind::ConnectionReset);
     // What the guest still sends is refused.
-    send_all(&mut world, handle, b"x");
+    world.send_all(handle, b"x");
     world.until("the reset", |world| {
         (world.tcp(handle).state() == State::Closed).then_some(())
     });
