@@ -107,14 +107,23 @@ impl Registers {
                 let stops = self.configuration & !value & ENABLE != 0;
                 self.reset_due |= stops;
                 self.configuration = value & 0x00ff_fff1;
-                if self.configuration & SHUTDOWN != 0 && self.status & SHUTDOWN_STATUS == 0 {
-                    self.status |= SHUTDOWN_UNDER_WAY;
-                }
+                self.notice_shutdown();
                 return true;
             }
             _ => {}
         }
         false
+    }
+
+    /// Takes note of the shutdown notification. One that is withdrawn ends the status that it led
+    /// to: that of a controller that is not enabled would otherwise last, as no reset ends it.
+    fn notice_shutdown(&mut self) {
+        let asked = self.configuration & SHUTDOWN != 0;
+        match self.status & SHUTDOWN_STATUS {
+            0 if asked => self.status |= SHUTDOWN_UNDER_WAY,
+            SHUTDOWN_COMPLETE if !asked => self.status &= !SHUTDOWN_STATUS,
+            _ => {}
+        }
     }
 
     /// What the worker is to do next; `None` if nothing.
@@ -155,11 +164,13 @@ impl Registers {
         self.reset_due = false;
         self.status = 0;
         self.mask = 0;
+        self.notice_shutdown();
     }
 
     /// Everything is stable.
     pub(super) fn shut_down(&mut self) {
         self.status = self.status & !SHUTDOWN_STATUS | SHUTDOWN_COMPLETE;
+        self.notice_shutdown();
     }
 
     /// Whether vector 0's line is masked.

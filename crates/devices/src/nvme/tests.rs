@@ -389,6 +389,23 @@ fn a_saved_controller_goes_on_where_it_was() {
     assert_eq!(driver.transfer(2, 3, 1), 0);
 }
 
+/// The notification alone decides, whether the controller is enabled or not.
+#[test]
+fn a_shutdown_that_is_withdrawn_leaves_no_status() {
+    let mut driver = Driver::new(|_| ());
+    driver.write(0x14, 1 << 14);
+    wait(|| driver.read(0x1c) == 2 << 2);
+    driver.write(0x14, 0);
+    wait(|| driver.read(0x1c) == 0);
+    driver.enable();
+    // Disabled and shut down at once: first the one, then the other.
+    driver.write(0x14, 1 << 14);
+    wait(|| driver.read(0x1c) == 2 << 2);
+    driver.disable();
+    driver.start();
+    assert_eq!(driver.transfer(2, 0, 1), 0);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
