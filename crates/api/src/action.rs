@@ -33,6 +33,11 @@ pub enum Action {
     Stop,
     /// Tell where the machine's time has gone: [`Answer::Statistics`].
     Statistics,
+    /// Ask the guest to inflate its balloon, or to deflate it: [`Answer::Done`] when it is asked.
+    Balloon {
+        /// The size that it is to have, in bytes.
+        size: u64,
+    },
     /// Wait for the machine's end: [`Answer::Ended`] then, however late.
     Wait,
     /// Attach to the serial console: [`Answer::Attached`], after which the connection carries what
@@ -130,6 +135,22 @@ pub struct Statistics {
     pub uptime_ms: u64,
     /// Those of each vCPU, by its number.
     pub vcpus: Vec<VcpuStatistics>,
+    /// Those of its memory; an older Belljar does not tell them.
+    #[serde(default)]
+    pub memory: Option<MemoryStatistics>,
+}
+
+/// How a machine uses its memory. All sizes are in bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryStatistics {
+    /// The size of its RAM.
+    pub size: u64,
+    /// How large its balloon is, by what the guest says, and how large it is to be.
+    pub balloon: u64,
+    /// The size that the balloon is to have.
+    pub balloon_target: u64,
+    /// What the guest tells of its memory, by name; nothing if it has no driver of the balloon.
+    pub guest: BTreeMap<String, u64>,
 }
 
 /// Where a vCPU's time has gone.

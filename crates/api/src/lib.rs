@@ -27,7 +27,8 @@ mod server;
 mod wire;
 
 pub use action::{
-    Action, Answer, Ended, Request, State, Statistics, Status, VERSION, VcpuStatistics,
+    Action, Answer, Ended, MemoryStatistics, Request, State, Statistics, Status, VERSION,
+    VcpuStatistics,
 };
 pub use client::Client;
 pub use error::ApiError;

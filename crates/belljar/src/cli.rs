@@ -4,7 +4,8 @@
 #![allow(rustdoc::broken_intra_doc_links)]
 
 use crate::commands::{
-    AttachOptions, ExecOptions, ListOptions, LogsOptions, Names, StatsOptions, StopOptions,
+    AttachOptions, BalloonOptions, ExecOptions, ListOptions, LogsOptions, Names, StatsOptions,
+    StopOptions,
 };
 use crate::images::ImageCommand;
 use belljar_machine::{
@@ -64,8 +65,14 @@ pub enum Command {
     Exec(ExecOptions),
     /// Show what a machine has printed on its serial console, up to 2 MiB
     Logs(LogsOptions),
-    /// Show where a machine's time goes, by vCPU
+    /// Show where a machine's time goes, by vCPU, and how its memory is used
     Stats(StatsOptions),
+    /// Take memory from a machine's guest for the host, or give it back
+    ///
+    /// The guest does it as far as it can, if it has a driver for the balloon: virtio_balloon in
+    /// Linux. belljar stats shows how far it has come. A guest that is about to run out of memory
+    /// takes some back by itself.
+    Balloon(BalloonOptions),
     /// Build, list and remove images: bootable disks of Debian
     #[command(subcommand)]
     Image(ImageCommand),

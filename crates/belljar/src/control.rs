@@ -129,6 +129,20 @@ impl Control {
         )
     }
 
+    /// Asks the guest for a balloon of `size` bytes.
+    fn balloon(&self, size: u64) -> Performed {
+        if size > self.facts.memory {
+            let memory = self.facts.memory;
+            return Performed::refused(format!(
+                "the balloon cannot be larger than the machine's memory of {memory} bytes"
+            ));
+        }
+        match self.machine.set_balloon(size) {
+            Ok(()) => Performed::Answer(Answer::Done),
+            Err(_) => Performed::refused("the machine has no balloon"),
+        }
+    }
+
     fn wait(&self) -> Performed {
         let ended = Arc::clone(&self.ended);
         Performed::Stream(
@@ -169,6 +183,7 @@ impl belljar_api::Controlled for Control {
                 let statistics = statistics::collect(&self.machine, self.engine);
                 Performed::Answer(Answer::Statistics(statistics))
             }
+            Action::Balloon { size } => self.balloon(size),
             Action::Wait => self.wait(),
             Action::Console { input, scrollback } => self.console.attach(input, scrollback),
             Action::Connect { port } => self.connect(port),

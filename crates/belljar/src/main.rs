@@ -58,6 +58,7 @@ fn main() -> ExitCode {
         },
         Command::Logs(options) => done(commands::logs(&options)),
         Command::Stats(options) => done(commands::stats(&options)),
+        Command::Balloon(options) => done(commands::balloon(&options)),
         Command::Image(command) => done(images::run(command)),
     }
 }

@@ -2,8 +2,8 @@
 //! `belljar stats`.
 
 use crate::terminal;
-use belljar_api::{Statistics, VcpuStatistics};
-use belljar_machine::{Activity, MachineHandle};
+use belljar_api::{MemoryStatistics, Statistics, VcpuStatistics};
+use belljar_machine::{Activity, BalloonStatistics, MachineHandle};
 use std::fmt::Write;
 use std::io;
 use std::sync::mpsc;
@@ -57,6 +57,17 @@ pub fn collect(machine: &MachineHandle, engine: &str) -> Statistics {
         engine: engine.to_owned(),
         uptime_ms: millis(statistics.uptime),
         vcpus: vcpus.collect(),
+        memory: statistics.balloon.map(memory),
+    }
+}
+
+fn memory(balloon: BalloonStatistics) -> MemoryStatistics {
+    let told = balloon.guest.iter();
+    MemoryStatistics {
+        size: balloon.size.most,
+        balloon: balloon.size.actual,
+        balloon_target: balloon.size.target,
+        guest: told.map(|(name, value)| (name.to_owned(), value)).collect(),
     }
 }
 
@@ -76,6 +87,9 @@ pub fn render(statistics: &Statistics, width: usize) -> String {
         seconds(Duration::from_millis(statistics.uptime_ms)),
         statistics.engine
     );
+    if let Some(memory) = &statistics.memory {
+        write_memory(memory, &mut text);
+    }
     Table::of(&statistics.vcpus).write(width, &mut text);
     if statistics.vcpus.iter().any(|vcpu| !vcpu.current) {
         let _ = writeln!(
@@ -85,6 +99,23 @@ pub fn render(statistics: &Statistics, width: usize) -> String {
         );
     }
     text
+}
+
+/// Writes a line about the memory, in MiB: the balloon, and what of the rest the guest uses.
+fn write_memory(memory: &MemoryStatistics, text: &mut String) {
+    let mib = |bytes: u64| thousands(bytes >> 20);
+    // Writing to a string does not fail.
+    let _ = write!(text, "memory {} MiB", mib(memory.size));
+    let _ = write!(text, ", balloon {} MiB", mib(memory.balloon));
+    if memory.balloon_target != memory.balloon {
+        let _ = write!(text, " (to be {})", mib(memory.balloon_target));
+    }
+    for name in ["available", "free", "caches"] {
+        if let Some(bytes) = memory.guest.get(name) {
+            let _ = write!(text, ", {name} {} MiB", mib(*bytes));
+        }
+    }
+    text.push('\n');
 }
 
 /// A table: a column of names, and columns of figures.
@@ -216,6 +247,7 @@ fn thousands(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
 
     fn vcpu(activity_of: Activity, cpu_us: u64, counted: [u64; 2]) -> VcpuStatistics {
         let names = ["instructions", "tlb_misses"].map(str::to_owned);
@@ -236,7 +268,22 @@ mod tests {
                 vcpu(Activity::Halted, 2_500_000, [1_234_567_890, 999]),
                 vcpu(Activity::WaitForSipi, 1_001, [10, 1]),
             ],
+            memory: None,
         }
+    }
+
+    #[test]
+    fn the_memory_has_a_line() {
+        let mut statistics = two();
+        statistics.memory = Some(MemoryStatistics {
+            size: 2 << 30,
+            balloon: 256 << 20,
+            balloon_target: 512 << 20,
+            guest: BTreeMap::from([("free".to_owned(), 3 << 20), ("total".to_owned(), 1)]),
+        });
+        let text = render(&statistics, usize::MAX);
+        let line = "memory 2,048 MiB, balloon 256 MiB (to be 512), free 3 MiB";
+        assert_eq!(text.lines().nth(1), Some(line));
     }
 
     #[test]

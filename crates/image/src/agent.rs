@@ -7,5 +7,3 @@ pub(crate) const PLACE: &str = "usr/sbin/belljar-agent";
 /// The unit of systemd that runs it, and its name.
 pub(crate) const UNIT: (&str, &str) =
     ("belljar-agent.service", include_str!("guest/agent.service"));
-/// The modules of the kernel that it needs.
-pub(crate) const MODULES: [&str; 2] = ["virtio_pci", "vmw_vsock_virtio_transport"];

@@ -1,5 +1,5 @@
-//! The initial RAM filesystem of the default guest: busybox, four small files, and the agent for
-//! `belljar exec` with the modules that it needs.
+//! The initial RAM filesystem of the default guest: busybox, four small files, the agent for
+//! `belljar exec`, and modules for the devices that every machine has.
 
 use crate::cpio::Archive;
 use crate::{ImageError, agent};
@@ -7,6 +7,15 @@ use crate::{ImageError, agent};
 /// The default kernel command line: the console is the serial port, and the kernel's messages show
 /// how far the boot is.
 pub(crate) const CMDLINE: &str = "console=ttyS0";
+
+/// The modules of the kernel for the devices of machines, without those that they need in turn: what
+/// the agent speaks through, the balloon, and the console.
+pub(crate) const MODULES: [&str; 4] = [
+    "virtio_pci",
+    "vmw_vsock_virtio_transport",
+    "virtio_balloon",
+    "virtio_console",
+];
 
 /// The first process: mounts what programs expect, then becomes busybox's init.
 const INIT: &str = "\
@@ -21,7 +30,7 @@ mount -t devpts pts /dev/pts
 mount -t tmpfs tmp /tmp
 hostname belljar
 ip link set lo up
-if grep -q 0x1053 /sys/bus/pci/devices/*/device 2>/dev/null; then
+if grep -q 0x1af4 /sys/bus/pci/devices/*/vendor 2>/dev/null; then
     for module in /modules/*; do insmod $module; done
     belljar-agent &
 fi

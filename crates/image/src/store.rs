@@ -7,7 +7,7 @@
 use crate::apt::Apt;
 use crate::cache::{self, write_through};
 use crate::progress::Progress;
-use crate::{ImageError, agent, bundle, deb, initramfs, sources};
+use crate::{ImageError, bundle, deb, initramfs, sources};
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,8 @@ const KERNEL: &str = "vmlinuz";
 const BUSYBOX: &str = "busybox";
 /// A directory of modules of the kernel, whose names are in the order in which they are loaded.
 const MODULES: &str = "modules";
+/// The modules that were looked for, a line each; what of them is built in is no file.
+const WANTED: &str = "wanted";
 const INITRD: &str = "initrd.cpio";
 /// Tells what the others were made of, for people.
 const PACKAGES: &str = "packages";
@@ -73,7 +75,8 @@ impl Store {
             &format!("the guest of {suite}"),
         )?;
         let home = self.directory.join(&suite);
-        if home.exists() && !home.join(MODULES).exists() {
+        let made_for = || fs::read(home.join(WANTED)).unwrap_or_default();
+        if home.exists() && made_for() != wanted().as_bytes() {
             // It was made by a version that did not keep what is needed now.
             fs::remove_dir_all(&home).map_err(ImageError::io("remove", &home))?;
         }
@@ -113,6 +116,7 @@ impl Store {
             (KERNEL, kernel.as_slice()),
             (BUSYBOX, &busybox),
             (PACKAGES, versions.concat().as_bytes()),
+            (WANTED, wanted().as_bytes()),
         ] {
             write_through(&home.join(name), bytes)?;
         }
@@ -125,10 +129,15 @@ impl Store {
     }
 }
 
+/// What [`WANTED`] holds.
+fn wanted() -> String {
+    initramfs::MODULES.join("\n") + "\n"
+}
+
 /// Files with their names.
 type Files = Vec<(String, Vec<u8>)>;
 
-/// The kernel of a package, and the modules that the agent needs.
+/// The kernel of a package, and the modules that the guest needs.
 fn kernel_files(package: &Path) -> Result<(Vec<u8>, Files), ImageError> {
     let (mut kernel, mut files) = (None, Vec::new());
     deb::visit(package, |path, entry| {
@@ -146,7 +155,7 @@ fn kernel_files(package: &Path) -> Result<(Vec<u8>, Files), ImageError> {
         file: package.display().to_string(),
         problem: "it has no kernel".to_owned(),
     })?;
-    Ok((kernel, bundle::modules(&files, &agent::MODULES)?))
+    Ok((kernel, bundle::modules(&files, &initramfs::MODULES)?))
 }
 
 /// The modules in `home`, in their order.
@@ -203,6 +212,7 @@ mod tests {
         fs::write(home.join(KERNEL), b"kernel").unwrap();
         fs::write(home.join(BUSYBOX), b"busybox").unwrap();
         fs::create_dir_all(home.join(MODULES)).unwrap();
+        fs::write(home.join(WANTED), wanted()).unwrap();
         Store {
             directory: directory.join("guests"),
             apt_directory: directory.join("apt"),

@@ -19,6 +19,7 @@ use belljar_devices::pit::Pit;
 use belljar_devices::rtc::Rtc;
 use belljar_devices::serial::Serial;
 use belljar_devices::timers::{SharedTimed, TimerWake, Timers};
+use belljar_devices::virtio::balloon::BalloonHost;
 use belljar_devices::virtio::vsock::VsockHost;
 use belljar_engine::{Attention, Board, MsrRefused, VcpuId};
 use belljar_memory::{GuestMemory, GuestPhysAddr};
@@ -183,6 +184,11 @@ impl MachineBoard {
     /// The host's side of the socket device, if there is one.
     pub fn vsock(&self) -> Option<&VsockHost> {
         self.expansion.vsock()
+    }
+
+    /// The host's side of the balloon, if there is one.
+    pub fn balloon(&self) -> Option<&BalloonHost> {
+        self.expansion.balloon()
     }
 
     /// Presses the power button.

@@ -18,7 +18,7 @@ pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
 /// The longest name, in bytes.
 const LONGEST_NAME: usize = 64;
 /// The most disks of each interface.
-pub const MOST_DISKS: usize = 20;
+pub const MOST_DISKS: usize = 16;
 /// The longest command line, in bytes. Linux itself takes 2047.
 const LONGEST_CMDLINE: usize = 65535;
 /// The most network cards.

@@ -8,6 +8,7 @@ use belljar_devices::interrupts::Interrupts;
 use belljar_devices::layout;
 use belljar_devices::nvme::Nvme;
 use belljar_devices::pci::{Function, HostBridge, LevelSink, MessageSink, PciRoot, SharedLine};
+use belljar_devices::virtio::balloon::{Balloon, BalloonHost};
 use belljar_devices::virtio::net::Net;
 use belljar_devices::virtio::rng::Rng;
 use belljar_devices::virtio::vsock::{Vsock, VsockHost};
@@ -22,6 +23,7 @@ const BRIDGE: usize = 0;
 const RNG: usize = 1;
 /// The first network card; the others follow.
 const NET: usize = 3;
+const BALLOON: usize = 28;
 const VSOCK: usize = 30;
 
 /// The guest's number for its sockets. There is no other guest that it could be told from.
@@ -62,6 +64,7 @@ pub(crate) struct Expansion {
     root: Arc<PciRoot>,
     workers: Vec<Arc<dyn Worker>>,
     vsock: Option<VsockHost>,
+    balloon: Option<BalloonHost>,
 }
 
 /// Takes devices and gives each its slot.
@@ -149,12 +152,15 @@ impl Expansion {
         let dma = memory.dma().map_err(MachineError::Memory)?;
         let mut slots = Slots::new(dma, interrupts);
         slots.functions.push((BRIDGE, Arc::new(HostBridge::new())));
-        let mut vsock = None;
+        let (mut vsock, mut balloon) = (None, None);
         if let Some(entropy) = entropy {
             slots.virtio(RNG, "rng", Rng::new(Arc::clone(&entropy)))?;
             let device = Vsock::new(GUEST);
             vsock = device.as_ref().ok().map(Vsock::host);
             slots.virtio(VSOCK, "vsock", device)?;
+            let device = Balloon::new(memory.clone());
+            balloon = device.as_ref().ok().map(Balloon::host);
+            slots.virtio(BALLOON, "balloon", device)?;
             for (index, card) in (0_u8..).zip(config.cards()) {
                 slots.card(index, card, clock, &entropy)?;
             }
@@ -164,12 +170,18 @@ impl Expansion {
             root: PciRoot::new(slots.functions)?,
             workers: slots.workers,
             vsock,
+            balloon,
         })
     }
 
     /// The host's side of the socket device, if there is one.
     pub fn vsock(&self) -> Option<&VsockHost> {
         self.vsock.as_ref()
+    }
+
+    /// The host's side of the balloon, if there is one.
+    pub fn balloon(&self) -> Option<&BalloonHost> {
+        self.balloon.as_ref()
     }
 
     /// The bus.

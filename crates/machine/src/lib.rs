@@ -42,5 +42,7 @@ pub use error::MachineError;
 pub use machine::{Machine, MachineHandle};
 pub use outcome::{Crash, Outcome};
 pub use size::{BadSize, Size};
-pub use statistics::{Activity, Counters, Statistics, VcpuStatistics};
+pub use statistics::{
+    Activity, BalloonSize, BalloonStatistics, Counters, GuestStatistics, Statistics, VcpuStatistics,
+};
 pub use stepped::SteppedMachine;

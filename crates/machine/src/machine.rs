@@ -4,12 +4,13 @@ use crate::board::MachineBoard;
 use crate::console::{ConsoleInput, ConsoleOutput};
 use crate::lifecycle::{Lifecycle, Unwinding};
 use crate::power_on::PowerOn;
-use crate::statistics::{Ledger, Statistics};
+use crate::statistics::{BalloonStatistics, Ledger, Statistics};
 use crate::vcpu::VcpuThread;
 use crate::wiring::Wiring;
 use crate::{MachineConfig, MachineError, Outcome, engines};
 use belljar_clock::{Clock, Entropy, HostClock, HostEntropy};
 use belljar_devices::timers::Timers;
+use belljar_devices::virtio::balloon::BalloonHost;
 use belljar_devices::virtio::vsock::Greetings;
 use belljar_engine::{Engine, VcpuSetup};
 use belljar_x86::CpuState;
@@ -20,6 +21,8 @@ use std::time::Duration;
 
 /// The name of the thread that serves the devices' deadlines.
 const TIMER_THREAD: &str = "timers";
+/// How long the guest may take to tell of its memory.
+const GUEST_LIMIT: Duration = Duration::from_millis(500);
 
 /// A virtual machine. It is made paused; [`MachineHandle::resume`] starts it, [`wait`](Self::wait)
 /// comes back when it has ended. Dropping it stops it.
@@ -269,15 +272,33 @@ impl MachineHandle {
         self.0.lifecycle.request_reset();
     }
 
+    /// Asks the guest to make its balloon as large as `bytes`, so that the host has as much more
+    /// memory for others; see [`BalloonHost::set_target`].
+    ///
+    /// # Errors
+    /// [`Unsupported`](std::io::ErrorKind::Unsupported) for a machine without a balloon.
+    pub fn set_balloon(&self, bytes: u64) -> std::io::Result<()> {
+        let balloon = self.0.board.balloon();
+        let balloon = balloon.ok_or(std::io::ErrorKind::Unsupported)?;
+        balloon.set_target(bytes);
+        Ok(())
+    }
+
     /// What the vCPUs have counted so far, whatever the guest does: each looks up for some
-    /// microseconds to tell. It takes `limit` at most, after which a vCPU that has not answered,
+    /// microseconds to tell; and what the guest's driver of the balloon tells of its memory within
+    /// half a second. The vCPUs may take `limit` at most, after which a vCPU that has not answered,
     /// for example because it waits for a slow reader of the console, is not
     /// [current](crate::VcpuStatistics::current). It is not for the vCPUs' own threads.
     pub fn statistics(&self, limit: Duration) -> Statistics {
         let vcpus = self.0.ledger.collect(limit);
+        let of_guest = |balloon: &BalloonHost| BalloonStatistics {
+            guest: balloon.statistics(GUEST_LIMIT.min(limit)),
+            size: balloon.size(),
+        };
         Statistics {
             uptime: self.uptime(),
             vcpus,
+            balloon: self.0.board.balloon().map(of_guest),
         }
     }
 

@@ -10,6 +10,7 @@ use rustix::time::{ClockId, clock_gettime};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+pub use belljar_devices::virtio::balloon::{BalloonSize, GuestStatistics};
 pub use belljar_engine::Counters;
 pub use belljar_x86::state::Activity;
 
@@ -20,6 +21,17 @@ pub struct Statistics {
     pub uptime: Duration,
     /// Those of each vCPU, by its number.
     pub vcpus: Vec<VcpuStatistics>,
+    /// Those of the balloon, if there is one.
+    pub balloon: Option<BalloonStatistics>,
+}
+
+/// What the balloon knows of the guest's memory.
+#[derive(Clone, Debug)]
+pub struct BalloonStatistics {
+    /// How large the balloon is.
+    pub size: BalloonSize,
+    /// What the guest tells, empty if it has no driver.
+    pub guest: GuestStatistics,
 }
 
 /// Where a vCPU's time has gone.

@@ -1,5 +1,6 @@
 //! Which pages of RAM hold code that an engine has cached, and how often they changed.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// Bit 0 of a page's word: some engine holds code decoded from the page as it is.
@@ -60,6 +61,19 @@ impl CodePages {
         // The write itself must not come after the load: an engine that marks the page between the
         // two would miss the write, and its mark would be missed here.
         fence(Ordering::SeqCst);
+        self.drop_code(page)
+    }
+
+    /// Says the same of all `pages`, for one fence.
+    pub(crate) fn changed_range(&self, pages: Range<usize>) {
+        fence(Ordering::SeqCst);
+        for page in pages {
+            self.drop_code(page);
+        }
+    }
+
+    #[inline]
+    fn drop_code(&self, page: usize) -> bool {
         if self.words[page].load(Ordering::SeqCst) & CACHED == 0 {
             return false;
         }

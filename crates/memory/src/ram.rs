@@ -1,7 +1,7 @@
 //! RAM in a memfd and its place in the guest-physical address space.
 
 use crate::{CodePages, GuestPhysAddr, PAGE_SHIFT, PAGE_SIZE};
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
@@ -43,6 +43,17 @@ pub enum MemoryError {
         start: u64,
         /// Length of the range in bytes.
         len: u64,
+    },
+    /// The host did not take memory back.
+    #[error("the host does not take {len} bytes of the guest's memory at {start:#x} back")]
+    Discard {
+        /// First address of the range.
+        start: u64,
+        /// Length of the range in bytes.
+        len: u64,
+        /// What the host said.
+        #[source]
+        source: rustix::io::Errno,
     },
     /// The RAM cannot be shown to devices.
     #[error("the guest's memory cannot be described to devices")]
@@ -279,6 +290,30 @@ impl GuestMemory {
         Ok(())
     }
 
+    /// Gives the pages that lie wholly in a range of RAM back to the host, and drops code cached
+    /// from there. They read as zeros until they are written to again.
+    ///
+    /// # Errors
+    /// [`MemoryError::NotRam`] as for [`write`](Self::write); [`MemoryError::Discard`] if the host
+    /// refuses, and then the range is as it was.
+    pub fn discard(&self, gpa: GuestPhysAddr, len: u64) -> Result<(), MemoryError> {
+        let (_, offset) = self.range(gpa, len)?;
+        let first = offset.div_ceil(PAGE_SIZE);
+        let end = (offset + len) >> PAGE_SHIFT;
+        if first >= end {
+            return Ok(());
+        }
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let (start, bytes) = (first << PAGE_SHIFT, (end - first) << PAGE_SHIFT);
+        fallocate(&self.inner.fd, punch, start, bytes).map_err(|source| MemoryError::Discard {
+            start: gpa.0,
+            len,
+            source,
+        })?;
+        self.inner.code.changed_range(first as usize..end as usize);
+        Ok(())
+    }
+
     fn aligned<T>(&self, gpa: GuestPhysAddr) -> Option<NonNull<T>> {
         (gpa.0.is_multiple_of(size_of::<T>() as u64))
             .then(|| self.host(gpa))?
@@ -384,6 +419,42 @@ mod tests {
         assert_ne!(memory.code().generation(page), generation);
     }
 
+    /// Bytes that the memfd takes up in the host.
+    fn host_bytes(memory: &GuestMemory) -> u64 {
+        rustix::fs::fstat(memory.fd()).unwrap().st_blocks as u64 * 512
+    }
+
+    #[test]
+    fn whole_pages_that_are_discarded_are_the_hosts_and_read_as_zeros() {
+        let memory = GuestMemory::new(4 * MIB).unwrap();
+        let start = GuestPhysAddr(MIB);
+        memory.write(start, &vec![7; MIB as usize]).unwrap();
+        let before = host_bytes(&memory);
+        memory.discard(GuestPhysAddr(MIB + 1), MIB - 2).unwrap();
+        assert_eq!(before - host_bytes(&memory), MIB - 2 * PAGE_SIZE);
+        let mut out = vec![1; MIB as usize];
+        memory.read(start, &mut out).unwrap();
+        let page = PAGE_SIZE as usize;
+        let (first, rest) = out.split_at(page);
+        let (middle, last) = rest.split_at(rest.len() - page);
+        assert!(first.iter().chain(last).all(|byte| *byte == 7));
+        assert!(middle.iter().all(|byte| *byte == 0));
+        memory.write(GuestPhysAddr(MIB + 0x8000), &[9]).unwrap();
+        assert_eq!(memory.load_u8(GuestPhysAddr(MIB + 0x8000)), Some(9));
+    }
+
+    #[test]
+    fn discarding_drops_code_of_these_pages_alone() {
+        let memory = GuestMemory::new(2 * MIB).unwrap();
+        let marks: Vec<_> = (0..4).map(|page| memory.code().mark(page).0).collect();
+        memory.discard(GuestPhysAddr(0x1000), 0x2000).unwrap();
+        memory.discard(GuestPhysAddr(0x3001), 0xfff).unwrap();
+        memory.discard(GuestPhysAddr(0x4000), 0).unwrap();
+        let now: Vec<_> = (0..4).map(|page| memory.code().generation(page)).collect();
+        let same: Vec<_> = marks.iter().zip(&now).map(|(a, b)| a == b).collect();
+        assert_eq!(same, [true, false, false, true]);
+    }
+
     #[test]
     fn ranges_that_leave_ram_are_refused() {
         let memory = GuestMemory::new(2 * MIB).unwrap();
@@ -402,6 +473,8 @@ mod tests {
                 memory.write(GuestPhysAddr(start), &out).is_err(),
                 "{start:#x}"
             );
+            let discarded = memory.discard(GuestPhysAddr(start), len as u64);
+            assert!(discarded.is_err(), "{start:#x}");
         }
         assert_eq!(memory.load_u64(GuestPhysAddr(0xb_0000)), None);
         assert_eq!(memory.load_u64(GuestPhysAddr(1)), None);

@@ -2,6 +2,7 @@
 //! by its control socket.
 
 mod attach;
+mod balloon;
 mod change;
 mod exec;
 mod list;
@@ -9,6 +10,7 @@ mod logs;
 mod stats;
 
 pub use attach::{AttachOptions, attach};
+pub use balloon::{BalloonOptions, balloon};
 pub use change::{Names, StopOptions, pause, resume, stop};
 pub use exec::{ExecOptions, exec};
 pub use list::{ListOptions, list};

@@ -18,6 +18,7 @@
 //! then finishes or puts back what it has taken from the queues, and returns them. So reset, pause
 //! and saving are one mechanism: a device that does not run has no request in flight.
 
+pub mod balloon;
 mod bell;
 pub mod block;
 mod chain;

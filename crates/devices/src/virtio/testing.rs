@@ -34,7 +34,13 @@ pub struct Driver<D: VirtioDevice> {
 
 impl<D: VirtioDevice> Driver<D> {
     pub fn new(device: D) -> Self {
+        Self::of_memory(|_| device)
+    }
+
+    /// The driver of a device that is made with the guest's memory.
+    pub fn of_memory(device: impl FnOnce(&GuestMemory) -> D) -> Self {
         let memory = GuestMemory::new(8 << 20).unwrap();
+        let device = device(&memory);
         let arrivals = Arrivals::new();
         let parts = VirtioPciParts {
             memory: memory.dma().unwrap(),
