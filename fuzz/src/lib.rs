@@ -1,6 +1,6 @@
 //! What the fuzz targets share.
 
-use belljar_boot::{IoApic, Pci, Platform, PowerManagement, ResetRegister, Rtc};
+use belljar_boot::{Generation, IoApic, Pci, Platform, PowerManagement, ResetRegister, Rtc};
 use belljar_devices::layout;
 use belljar_devices::pci::SLOTS;
 
@@ -72,6 +72,7 @@ pub fn platform() -> Platform {
             pm1a_event: layout::PM1A_EVENT,
             pm1a_control: layout::PM1A_CONTROL,
             timer: layout::PM_TIMER,
+            general_events: layout::GPE0,
             timer_is_32_bit: true,
             power_button: true,
             power_off: layout::SLEEP_TYPE_OFF,
@@ -95,5 +96,9 @@ pub fn platform() -> Platform {
                 .map(|slot| layout::pci_gsi(slot).into())
                 .collect(),
         },
+        generation: Some(Generation {
+            id: [1; 16],
+            event: 0,
+        }),
     }
 }

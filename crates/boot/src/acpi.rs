@@ -5,6 +5,7 @@
 
 mod dsdt;
 mod fadt;
+mod generation;
 mod madt;
 mod pci;
 

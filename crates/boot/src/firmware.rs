@@ -1,6 +1,6 @@
 //! What a PC's firmware leaves in memory for the kernel.
 
-use crate::{BootError, MemoryMap, Platform, acpi, layout};
+use crate::{BootError, Generation, MemoryMap, Platform, acpi, layout};
 use belljar_memory::{GuestMemory, GuestPhysAddr};
 
 /// Length of a page of device registers in bytes.
@@ -15,8 +15,8 @@ pub struct Firmware {
 }
 
 impl Firmware {
-    /// Writes the BIOS data area and the ACPI tables of `platform` to `memory` and makes the memory
-    /// map.
+    /// Writes the BIOS data area, the ACPI tables and the generation of `platform` to `memory` and
+    /// makes the memory map.
     ///
     /// # Errors
     /// [`BootError::AcpiTooLarge`] if `platform` has more processors than the tables' place has
@@ -24,6 +24,9 @@ impl Firmware {
     pub fn install(memory: &GuestMemory, platform: &Platform) -> Result<Self, BootError> {
         write_bios_data(memory, platform)?;
         let rsdp = acpi::install(memory, platform)?;
+        if let Some(generation) = &platform.generation {
+            memory.write(GuestPhysAddr(Generation::ADDRESS), &generation.id)?;
+        }
         let registers = |address: u32| u64::from(address)..u64::from(address) + DEVICE_PAGE;
         let ecam = u64::from(platform.pci.ecam);
         let map = MemoryMap::new(
@@ -91,6 +94,20 @@ mod tests {
     }
 
     #[test]
+    fn the_generation_lies_where_nothing_else_does() {
+        let memory = GuestMemory::new(1 << 20).unwrap();
+        Firmware::install(&memory, &Platform::example(1)).unwrap();
+        let mut page = [0; 0x1000];
+        let start = GuestPhysAddr(Generation::ADDRESS).page();
+        memory.read(start, &mut page).unwrap();
+        let at = (Generation::ADDRESS - start.0) as usize;
+        assert!(at.is_multiple_of(8));
+        assert_eq!(page[at..at + 16], [0x5a; 16]);
+        let others = page[..at].iter().chain(&page[at + 16..]);
+        assert!(others.copied().all(|byte| byte == 0));
+    }
+
+    #[test]
     fn tables_and_device_registers_are_reserved() {
         let memory = GuestMemory::new(64 << 20).unwrap();
         let firmware = Firmware::install(&memory, &Platform::example(2)).unwrap();
@@ -100,6 +117,7 @@ mod tests {
             0xfee0_0fff,
             0x9_fc00,
             0xe00f_ffff,
+            Generation::ADDRESS,
         ] {
             let region = firmware
                 .memory_map()

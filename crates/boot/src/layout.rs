@@ -29,6 +29,8 @@ pub(crate) const CMDLINE_SIZE: usize = 0x1_0000;
 pub(crate) const EBDA: Range<u64> = 0x9_fc00..0xa_0000;
 /// Where a PC has its ROMs.
 pub(crate) const ROM: Range<u64> = 0xc_0000..0x10_0000;
+/// A page for the identifier of the machine's generation, and for nothing else.
+pub(crate) const GENERATION: Range<u64> = 0xd_f000..0xe_0000;
 /// The ACPI tables; the RSDP must lie at a multiple of 16 in this area (ACPI 6.5, 5.2.5.1).
 pub(crate) const ACPI: Range<u64> = 0xe_0000..0x10_0000;
 /// Never RAM: here are the devices below 4 GiB.

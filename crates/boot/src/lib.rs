@@ -39,7 +39,9 @@ pub use error::BootError;
 pub use firmware::Firmware;
 pub use memory_map::{MemoryMap, Region, RegionKind};
 pub use mtrr::set_memory_types;
-pub use platform::{IoApic, Pci, Platform, PowerManagement, ResetRegister, Rtc, SerialPort};
+pub use platform::{
+    Generation, IoApic, Pci, Platform, PowerManagement, ResetRegister, Rtc, SerialPort,
+};
 
 use belljar_memory::GuestMemory;
 use belljar_x86::CpuState;

@@ -26,7 +26,27 @@ pub struct Platform {
     pub keyboard_controller: bool,
     /// PCI.
     pub pci: Pci,
+    /// The machine's generation, if it has a device that tells it.
+    pub generation: Option<Generation>,
 }
+
+/// The identifier of the machine's generation: another one means that the guest goes on as a copy of
+/// what it was. Microsoft, "Virtual Machine Generation ID".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Generation {
+    /// The identifier.
+    pub id: [u8; 16],
+    /// The general-purpose event, 0 to 15, that tells of a new one.
+    pub event: u8,
+}
+
+impl Generation {
+    /// Guest-physical address of the identifier, which is the same in every machine.
+    pub const ADDRESS: u64 = crate::layout::GENERATION.start + GENERATION_OFFSET;
+}
+
+/// Where in its page the identifier lies: not where kernels look for the signature of a ROM.
+const GENERATION_OFFSET: u64 = 0x28;
 
 /// PCI: one bus, 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +84,8 @@ pub struct PowerManagement {
     pub pm1a_control: u16,
     /// Port of the power-management timer, 4 bytes.
     pub timer: u16,
+    /// First port of the general-purpose events 0 to 15: status and enable, 4 bytes.
+    pub general_events: u16,
     /// Whether the timer counts in 32 bits and not in 24.
     pub timer_is_32_bit: bool,
     /// Whether there is a power button in the fixed registers.
@@ -119,6 +141,7 @@ impl Platform {
                 pm1a_event: 0x600,
                 pm1a_control: 0x604,
                 timer: 0x608,
+                general_events: 0x620,
                 timer_is_32_bit: true,
                 power_button: true,
                 power_off: 5,
@@ -143,6 +166,10 @@ impl Platform {
                 memory_len: 0x2000_0000,
                 interrupts: (0..32).map(|slot| 16 + slot % 8).collect(),
             },
+            generation: Some(Generation {
+                id: [0x5a; 16],
+                event: 0,
+            }),
         }
     }
 }

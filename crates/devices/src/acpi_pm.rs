@@ -1,5 +1,5 @@
 //! ACPI's fixed hardware: power-management events, the sleep control, the power-management timer
-//! and an empty block of general-purpose events. ACPI specification 6.5, 4.8.3 and 4.8.4. And the
+//! and a block of general-purpose events. ACPI specification 6.5, 4.8.3 and 4.8.4. And the
 //! two other fixed ports of a chipset: the reset control register, and the port of firmware's
 //! progress codes.
 
@@ -43,6 +43,8 @@ const CONTROL: u64 = (layout::PM1A_CONTROL - layout::PM_BASE) as u64;
 const TIMER: u64 = (layout::PM_TIMER - layout::PM_BASE) as u64;
 const TIMER_END: u64 = TIMER + layout::PM_TIMER_LEN as u64;
 const GPE: u64 = (layout::GPE0 - layout::PM_BASE) as u64;
+/// The first half is status, the second enables.
+const GPE_ENABLE: u64 = GPE + layout::GPE0_LEN as u64 / 2;
 const GPE_END: u64 = GPE + layout::GPE0_LEN as u64;
 
 /// The state of an [`AcpiPm`].
@@ -51,7 +53,8 @@ pub struct AcpiPmState {
     status: u16,
     enable: u16,
     control: u16,
-    gpe_enable: u16,
+    general_status: u16,
+    general_enable: u16,
     /// Changes of the timer's highest bit that have been seen.
     halves: u64,
 }
@@ -114,7 +117,8 @@ impl AcpiPm {
             status: 0,
             enable: 0,
             control: control::SCI_ENABLE,
-            gpe_enable: 0,
+            general_status: 0,
+            general_enable: 0,
             halves,
         }
     }
@@ -125,8 +129,16 @@ impl AcpiPm {
         self.update_sci();
     }
 
+    /// Raises general-purpose event `number`, 0 to 15. What it means, the DSDT says.
+    pub fn raise_general_event(&mut self, number: u8) {
+        self.state.general_status |= 1 << (number & 15);
+        self.update_sci();
+    }
+
     fn update_sci(&self) {
-        let wanted = self.state.status & self.state.enable & event::ENABLE != 0;
+        let fixed = self.state.status & self.state.enable & event::ENABLE;
+        let general = self.state.general_status & self.state.general_enable;
+        let wanted = fixed | general != 0;
         self.sci
             .set(wanted && self.state.control & control::SCI_ENABLE != 0);
     }
@@ -147,8 +159,8 @@ impl AcpiPm {
             EVENT..2 => byte(u32::from(self.state.status), EVENT),
             2..4 => byte(u32::from(self.state.enable), 2),
             CONTROL..6 => byte(u32::from(self.state.control), CONTROL),
-            GPE..GPE_END if offset >= GPE + 2 => byte(u32::from(self.state.gpe_enable), GPE + 2),
-            GPE..GPE_END => 0,
+            GPE..GPE_ENABLE => byte(u32::from(self.state.general_status), GPE),
+            GPE_ENABLE..GPE_END => byte(u32::from(self.state.general_enable), GPE_ENABLE),
             _ => 0xff,
         }
     }
@@ -167,8 +179,9 @@ impl AcpiPm {
                 }
             }
             CONTROL..6 => self.write_control(merge(self.state.control)),
-            GPE..GPE_END if offset >= GPE + 2 => {
-                self.state.gpe_enable = merge(self.state.gpe_enable);
+            GPE..GPE_ENABLE => self.state.general_status &= !wide,
+            GPE_ENABLE..GPE_END => {
+                self.state.general_enable = merge(self.state.general_enable);
             }
             _ => {}
         }
@@ -380,6 +393,26 @@ mod tests {
     }
 
     #[test]
+    fn a_general_event_raises_the_sci_if_it_is_enabled() {
+        let mut b = bench();
+        b.pm.raise_general_event(9);
+        assert_eq!(read16(&mut b.pm, GPE), 1 << 9);
+        assert!(!b.sci.level());
+        b.pm.write(GPE_ENABLE, &[0xff, 0]);
+        assert!(!b.sci.level(), "the other half is enabled");
+        b.pm.write(GPE_ENABLE + 1, &[2]);
+        assert!(b.sci.level());
+        b.pm.write(GPE, &[0xff]);
+        assert!(b.sci.level(), "the other half is cleared");
+        b.pm.write(GPE + 1, &[2]);
+        assert!(!b.sci.level());
+        assert_eq!(read16(&mut b.pm, GPE), 0);
+        b.pm.raise_general_event(9);
+        b.pm.reset();
+        assert!(!b.sci.level());
+    }
+
+    #[test]
     fn sleeping_in_s5_turns_the_power_off() {
         let mut b = bench();
         b.pm.write(CONTROL, &0x2401u16.to_le_bytes());
@@ -407,7 +440,7 @@ mod tests {
     proptest! {
         #[test]
         fn random_use_never_panics_and_the_sci_follows_the_events(
-            steps in proptest::collection::vec((0u8..4, 0u64..0x24, any::<u32>()), 0..200)
+            steps in proptest::collection::vec((0u8..5, 0u64..0x24, any::<u32>()), 0..200)
         ) {
             let mut b = bench();
             for (what, offset, value) in steps {
@@ -415,10 +448,13 @@ mod tests {
                     0 => b.pm.write(offset, &value.to_le_bytes()[..=offset as usize % 4]),
                     1 => b.pm.read(offset, &mut [0; 4]),
                     2 => b.pm.press_power_button(),
+                    3 => b.pm.raise_general_event(value as u8),
                     _ => b.clock.advance(u64::from(value) * 1000),
                 }
                 b.pm.expire(b.clock.now());
-                let wanted = b.pm.state.status & b.pm.state.enable & event::ENABLE != 0;
+                let fixed = b.pm.state.status & b.pm.state.enable & event::ENABLE;
+                let general = b.pm.state.general_status & b.pm.state.general_enable;
+                let wanted = fixed | general != 0;
                 prop_assert_eq!(b.sci.level(), wanted);
                 prop_assert!(b.pm.deadline().is_none_or(|at| at > b.clock.now()));
             }

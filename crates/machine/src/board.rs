@@ -196,6 +196,11 @@ impl MachineBoard {
         lock(&self.power).press_power_button();
     }
 
+    /// Raises a general-purpose event of ACPI, 0 to 15.
+    pub fn raise_general_event(&self, number: u8) {
+        lock(&self.power).raise_general_event(number);
+    }
+
     /// Puts every device as after power-on, and then as firmware hands them over. The interrupt
     /// controllers come first: they take the levels of the devices' lines as these change.
     pub fn reset(&self) -> Result<(), MachineError> {

@@ -19,6 +19,7 @@ mod disks;
 mod engines;
 mod error;
 mod expansion;
+mod generation;
 mod lifecycle;
 mod machine;
 mod outcome;

@@ -78,6 +78,7 @@ impl Machine {
                 clock: wiring.clock,
                 timers: wiring.timers,
                 board: wiring.board,
+                power_on: Arc::clone(&power_on),
                 ledger: Arc::new(Ledger::new(wiring.attention)),
                 timer_thread: Mutex::new(None),
             })),
@@ -180,6 +181,7 @@ struct Inner {
     clock: Arc<dyn Clock>,
     timers: Arc<Timers>,
     board: Arc<MachineBoard>,
+    power_on: Arc<PowerOn>,
     ledger: Arc<Ledger>,
     /// The thread that serves the devices' deadlines while the machine runs. Held while pausing and
     /// resuming, so that these do not overlap.
@@ -260,6 +262,16 @@ impl MachineHandle {
         let vsock = self.0.board.vsock();
         let vsock = vsock.ok_or(std::io::ErrorKind::Unsupported)?;
         vsock.connect(port, stream, greetings)
+    }
+
+    /// Tells the guest that it goes on as a copy of what it was: by another identifier of the
+    /// machine's generation, and the notification of its device. Its system then makes new random
+    /// numbers. The identifier is another one already while the guest is paused; a reset keeps it.
+    ///
+    /// # Errors
+    /// [`MachineError::Memory`] if there is no RAM for it, which no machine's memory leads to.
+    pub fn renew_generation(&self) -> Result<(), MachineError> {
+        self.0.power_on.renew_generation()
     }
 
     /// Presses the power button, which asks the guest to shut down. It may not listen.

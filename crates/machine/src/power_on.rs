@@ -2,6 +2,7 @@
 //! firmware's tables and the kernel in memory, the processors at their starting points.
 
 use crate::board::MachineBoard;
+use crate::generation::{self, CurrentGeneration};
 use crate::{MachineConfig, MachineError};
 use belljar_boot::{
     Firmware, IoApic, Payload, Pci, Platform, PowerManagement, ResetRegister, Rtc, SerialPort,
@@ -32,6 +33,7 @@ pub(crate) struct PowerOn {
     kernel: Vec<u8>,
     initrd: Option<Vec<u8>>,
     cmdline: String,
+    generation: Option<CurrentGeneration>,
 }
 
 impl PowerOn {
@@ -43,6 +45,7 @@ impl PowerOn {
         board: Arc<MachineBoard>,
         attention: Arc<[Attention]>,
         cpuid: Arc<CpuidModel>,
+        generation: Option<CurrentGeneration>,
     ) -> Result<Self, MachineError> {
         let path = config.kernel.clone().ok_or(MachineError::NoKernel)?;
         let kernel = read("kernel", &path, memory.size())?;
@@ -60,6 +63,7 @@ impl PowerOn {
             kernel,
             initrd,
             cmdline: config.cmdline().to_owned(),
+            generation,
         })
     }
 
@@ -82,9 +86,21 @@ impl PowerOn {
         Ok(states)
     }
 
+    /// Gives the guest, which may run, a new generation, and tells it.
+    pub fn renew_generation(&self) -> Result<(), MachineError> {
+        if let Some(current) = &self.generation {
+            current.renew(&self.memory)?;
+            self.board.raise_general_event(generation::EVENT);
+        }
+        Ok(())
+    }
+
     /// Loads the firmware's tables, the kernel and its initial RAM filesystem.
     fn load(&self) -> Result<CpuState, MachineError> {
-        let platform = platform(self.attention.len() as u32, self.cpuid.phys_bits() as u8);
+        let platform = Platform {
+            generation: self.generation.as_ref().map(CurrentGeneration::for_tables),
+            ..platform(self.attention.len() as u32, self.cpuid.phys_bits() as u8)
+        };
         let firmware =
             Firmware::install(&self.memory, &platform).map_err(MachineError::Firmware)?;
         let name = self.path.to_string_lossy();
@@ -117,7 +133,7 @@ fn read(what: &'static str, path: &Path, limit: u64) -> Result<Vec<u8>, MachineE
     Ok(bytes)
 }
 
-/// The board, as the firmware's tables describe it.
+/// The board, as the firmware's tables describe it, without a generation.
 fn platform(cpus: u32, physical_bits: u8) -> Platform {
     Platform {
         cpus,
@@ -133,6 +149,7 @@ fn platform(cpus: u32, physical_bits: u8) -> Platform {
             pm1a_event: layout::PM1A_EVENT,
             pm1a_control: layout::PM1A_CONTROL,
             timer: layout::PM_TIMER,
+            general_events: layout::GPE0,
             timer_is_32_bit: true,
             power_button: true,
             power_off: layout::SLEEP_TYPE_OFF,
@@ -164,5 +181,6 @@ fn platform(cpus: u32, physical_bits: u8) -> Platform {
                 .map(|slot| layout::pci_gsi(slot).into())
                 .collect(),
         },
+        generation: None,
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::board::{Attachments, MachineBoard};
 use crate::console::ConsoleOutput;
+use crate::generation::CurrentGeneration;
 use crate::lifecycle::Lifecycle;
 use crate::power_on::PowerOn;
 use crate::{MachineConfig, MachineError};
@@ -28,7 +29,8 @@ pub(crate) struct Wiring {
 
 impl Wiring {
     /// Wires what `config` asks for; the serial console prints to `output`. Without `entropy` there
-    /// are no devices that have threads of their own, whose work would come at any time.
+    /// are no devices that have threads of their own, whose work would come at any time, and no
+    /// generation.
     pub fn new(
         config: &MachineConfig,
         clock: Arc<dyn Clock>,
@@ -44,6 +46,7 @@ impl Wiring {
             tsc_hz: clock.tsc_hz(),
             avx512: true,
         }));
+        let generation = entropy.clone().map(CurrentGeneration::new);
         let board = MachineBoard::new(
             config,
             Attachments {
@@ -62,6 +65,7 @@ impl Wiring {
             Arc::clone(&board),
             Arc::clone(&attention),
             Arc::clone(&cpuid),
+            generation,
         )?);
         Ok(Self {
             memory,

@@ -1,7 +1,7 @@
 //! The DSDT: processors, the devices of the ISA bus, and how to power off. ACPI 6.5, chapters 6, 7
 //! and 19.
 
-use super::{bytes_of, pci, table};
+use super::{bytes_of, generation, pci, table};
 use crate::{Platform, SerialPort};
 use acpi_tables::Aml;
 use acpi_tables::aml::{
@@ -46,7 +46,13 @@ pub(super) fn build(platform: &Platform) -> Sdt {
         devices.extend(isa_device("MOU_", "PNP0F13", &[], MOUSE_IRQ));
     }
     devices.extend(pci::root(&platform.pci));
+    if platform.generation.is_some() {
+        devices.extend(generation::device());
+    }
     body.extend(Scope::raw("_SB_".into(), devices));
+    if let Some(it) = &platform.generation {
+        body.extend(generation::event(it));
+    }
     table(*b"DSDT", REVISION, &body)
 }
 

@@ -18,6 +18,7 @@ const NO_C3: u16 = 1001;
 const PM1_EVENT_LEN: u8 = 4;
 const PM1_CONTROL_LEN: u8 = 2;
 const TIMER_LEN: u8 = 4;
+const GENERAL_LEN: u8 = 4;
 
 /// The table for `platform`, with the addresses of the other two.
 ///
@@ -44,12 +45,15 @@ pub(super) fn build(platform: &Platform, facs: u64, dsdt: u64) -> FADT {
     fadt.pm1a_evt_blk = u32::from(power.pm1a_event).into();
     fadt.pm1a_cnt_blk = u32::from(power.pm1a_control).into();
     fadt.pm_tmr_blk = u32::from(power.timer).into();
+    fadt.gpe0_blk = u32::from(power.general_events).into();
+    fadt.gpe0_blk_len = GENERAL_LEN;
     fadt.pm1_evt_len = PM1_EVENT_LEN;
     fadt.pm1_cnt_len = PM1_CONTROL_LEN;
     fadt.pm_tmr_len = TIMER_LEN;
     fadt.x_pm1a_evt_blk = io(power.pm1a_event, PM1_EVENT_LEN, AccessSize::WordAccess);
     fadt.x_pm1a_cnt_blk = io(power.pm1a_control, PM1_CONTROL_LEN, AccessSize::WordAccess);
     fadt.x_pm_tmr_blk = io(power.timer, TIMER_LEN, AccessSize::DwordAccess);
+    fadt.x_gpe0_blk = io(power.general_events, GENERAL_LEN, AccessSize::ByteAccess);
     fadt.p_lvl2_lat = NO_C2.into();
     fadt.p_lvl3_lat = NO_C3.into();
     fadt.century = platform.rtc.century;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::Generation;
 
 /// The tables as a kernel finds them: by the root pointer.
 struct Found {
@@ -89,6 +90,7 @@ fn the_fixed_hardware_is_where_the_board_has_it() {
         (56, 0x600, 88, 4, 148),
         (64, 0x604, 89, 2, 172),
         (76, 0x608, 91, 4, 208),
+        (80, 0x620, 92, 4, 220),
     ] {
         assert_eq!(u32_at(&fadt, offset), port);
         assert_eq!(fadt[len_offset], len);
@@ -187,6 +189,32 @@ fn the_dsdt_names_every_device() {
         assert!(has(name.as_bytes()), "{name}");
     }
     assert!(!has(b"C002"));
+}
+
+#[test]
+fn the_generation_is_told_by_a_device_and_an_event() {
+    let address = u32::try_from(Generation::ADDRESS).unwrap().to_le_bytes();
+    // A package of two integers: one of 32 bits, and zero.
+    let package = [&b"ADDR\x12\x08\x02\x0c"[..], &address, b"\x00"].concat();
+    let notify = b"\x86\\\x2e_SB_VGEN\x0a\x80";
+    let wanted: [&[u8]; 5] = [
+        b"_CID\x0dVM_Gen_Counter\0",
+        b"_DDN\x0dVM_Gen_Counter\0",
+        &package,
+        b"_GPE\x14",
+        notify,
+    ];
+    for platform in [true, false].map(|has| Platform {
+        generation: Platform::example(1).generation.filter(|_| has),
+        ..Platform::example(1)
+    }) {
+        let found = Found::install(&platform);
+        let dsdt = found.at(u64_at(&found.table(b"FACP"), 140));
+        for part in wanted {
+            let has = dsdt.windows(part.len()).any(|w| w == part);
+            assert_eq!(has, platform.generation.is_some(), "{part:x?}");
+        }
+    }
 }
 
 #[test]
