@@ -16,10 +16,9 @@ use std::io::{self, Read};
 /// The modules that a root on a virtio disk needs, without those that they need in turn.
 const MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
 /// Where the modules lie that these may need.
-const MODULE_DIRECTORIES: [&str; 4] = [
+const MODULE_DIRECTORIES: [&str; 3] = [
     "/kernel/drivers/virtio/",
     "/kernel/drivers/block/",
-    "/kernel/drivers/char/virtio_console.",
     "/net/vmw_vsock/",
 ];
 /// More than any module has.

@@ -9,13 +9,9 @@ use crate::{ImageError, agent};
 pub(crate) const CMDLINE: &str = "console=ttyS0";
 
 /// The modules of the kernel for the devices of machines, without those that they need in turn: what
-/// the agent speaks through, the balloon, and the console.
-pub(crate) const MODULES: [&str; 4] = [
-    "virtio_pci",
-    "vmw_vsock_virtio_transport",
-    "virtio_balloon",
-    "virtio_console",
-];
+/// the agent speaks through, and the balloon.
+pub(crate) const MODULES: [&str; 3] =
+    ["virtio_pci", "vmw_vsock_virtio_transport", "virtio_balloon"];
 
 /// The first process: mounts what programs expect, then becomes busybox's init.
 const INIT: &str = "\
