@@ -8,6 +8,7 @@ use crate::env::Env;
 use crate::exit::Exit;
 use crate::flags;
 use crate::registers::{self, GUEST_RSP, Place, RSP_NUMBER};
+use crate::width::has_address32;
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
 /// How a value is pushed.
@@ -329,13 +330,12 @@ impl Block<'_> {
             self.asm.reg(true, &[0x63], RAX, RAX); // movsxd
             self.asm.sar(RAX, 5);
         }
-        self.lea_word(
-            R10,
-            Mem {
-                index: Some((RAX, if wide { 3 } else { 2 })),
-                ..at(R10, 0)
-            },
-        );
+        let word = Mem {
+            index: Some((RAX, if wide { 3 } else { 2 })),
+            ..at(R10, 0)
+        };
+        // The number counts from the address, and wraps as it does.
+        self.asm.lea(self.wide() && !has_address32(&ins), R10, word);
         self.add_base(&ins, size);
         self.check(Address::Computed, size, ins.mnemonic() != Mnemonic::Bt);
         self.bit_index(index);

@@ -31,6 +31,16 @@ pub fn has_address16(ins: &Instruction) -> bool {
     })
 }
 
+/// Whether the instruction has a memory operand by ModRM that is addressed by 32 bits.
+pub fn has_address32(ins: &Instruction) -> bool {
+    let (base, index) = (ins.memory_base(), ins.memory_index());
+    let none = base == Register::None && index == Register::None;
+    base.is_gpr32()
+        || index.is_gpr32()
+        || base == Register::EIP
+        || none && ins.memory_displ_size() == 4
+}
+
 /// MOV between AL or EAX and an address in the instruction.
 pub fn is_absolute_move(ins: &Instruction) -> bool {
     matches!(

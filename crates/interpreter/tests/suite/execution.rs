@@ -353,3 +353,19 @@ fn software_interrupts_come_back_by_iret() {
     assert_eq!(state.gpr[Gpr::Rsp as usize], STACK);
     assert_ne!(state.rflags & rflags::CF, 0);
 }
+
+#[test]
+fn bit_strings_wrap_at_32_bits_if_they_are_addressed_by_32() {
+    const FROM: u32 = 0xffff_f000;
+    let distance = (DATA as u32).wrapping_sub(FROM);
+    let code = assemble(|a| {
+        a.mov(ecx, FROM).unwrap();
+        a.mov(eax, distance * 8 + 5).unwrap();
+        a.bts(dword_ptr(ecx), eax).unwrap();
+        a.hlt().unwrap();
+    });
+    let mut machine = Machine::new(&code);
+    machine.run();
+    assert_eq!(machine.vector(), None);
+    assert_eq!(machine.word(DATA), 1 << 5);
+}
