@@ -87,6 +87,11 @@ impl Clock for HostClock {
         host.wrapping_sub(self.origin.load(Ordering::Acquire))
     }
 
+    fn behind_host(&self) -> Option<u64> {
+        let runs = self.paused_at.load(Ordering::Acquire) == RUNNING;
+        runs.then(|| self.origin.load(Ordering::Acquire))
+    }
+
     fn tsc_hz(&self) -> u64 {
         self.hz
     }

@@ -59,6 +59,10 @@ pub trait Clock: Send + Sync + std::fmt::Debug {
     /// [`tsc_hz`](Self::tsc_hz) and is 0 at machine time 0.
     fn tsc(&self) -> u64;
 
+    /// What the host's time-stamp counter is ahead of [`tsc`](Self::tsc), until the clock is paused.
+    /// `None` if it is paused, or does not follow the host's: then each reading is asked for.
+    fn behind_host(&self) -> Option<u64>;
+
     /// Ticks of [`tsc`](Self::tsc) in a second.
     fn tsc_hz(&self) -> u64;
 

@@ -34,6 +34,10 @@ impl Clock for ManualClock {
         self.now().0
     }
 
+    fn behind_host(&self) -> Option<u64> {
+        None
+    }
+
     fn tsc_hz(&self) -> u64 {
         Nanos::SECOND
     }

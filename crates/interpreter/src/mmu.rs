@@ -139,14 +139,22 @@ impl Mmu {
 
     /// Translates `linear` for the program's accesses of kind `access` and enters it into the TLB.
     /// Tells whether such accesses within the page need nothing but the TLB from now on. If not,
-    /// the instruction must be executed in full, which raises what there is to raise.
-    pub fn make_fast(&mut self, cpu: &CpuState, linear: u64, access: Access) -> bool {
+    /// the instruction must be executed in full.
+    ///
+    /// # Errors
+    /// The page fault that the access raises.
+    pub fn make_fast(
+        &mut self,
+        cpu: &CpuState,
+        linear: u64,
+        access: Access,
+    ) -> Result<bool, Exception> {
         let linear = wrap(cpu, linear);
         if cpu.long_mode() && !is_canonical(linear) {
-            return false;
+            return Ok(false);
         }
-        if !matches!(self.resolve(cpu, linear, access), Ok(Target::Ram(_))) {
-            return false;
+        if matches!(self.resolve(cpu, linear, access)?, Target::Device(_)) {
+            return Ok(false);
         }
         let entry = self.tlb.entry_in(set_of(cpu, access), linear);
         let tag = if access.is_write() {
@@ -154,7 +162,7 @@ impl Mmu {
         } else {
             entry.read
         };
-        tag == linear & !(PAGE_SIZE - 1)
+        Ok(tag == linear & !(PAGE_SIZE - 1))
     }
 
     /// The machine's RAM.

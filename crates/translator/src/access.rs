@@ -21,6 +21,8 @@ use std::mem::offset_of;
 /// Bits by which an address is shifted so that its page number counts entries.
 const SHIFT: u8 = 12 - size_of::<Entry>().trailing_zeros() as u8;
 const HOST: usize = offset_of!(Entry, host);
+/// The most bytes of an operand that need not be aligned.
+const PLAIN: usize = 8;
 
 /// The memory operand of an instruction.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +45,7 @@ impl Block<'_> {
         let guest = *self.guest();
         if let Some(member) = guest.member {
             let ins = guest.ins;
-            return self.shared(member, |block, start| {
+            return self.shared(member, size, write, |block, start| {
                 if ins.memory_base() == Register::RIP {
                     let page = block.rip & !0xfff;
                     block.load_address(R10, page.wrapping_add(start as i64 as u64));
@@ -61,7 +63,13 @@ impl Block<'_> {
 
     /// The place of an access that shares a check. `compute` puts the address of the byte at an
     /// offset from the group's root into R10.
-    pub fn shared(&mut self, member: Member, compute: impl FnOnce(&mut Self, i32)) -> Mem {
+    pub fn shared(
+        &mut self,
+        member: Member,
+        size: usize,
+        write: bool,
+        compute: impl FnOnce(&mut Self, i32),
+    ) -> Mem {
         let number = member.group;
         let group = self.groups[usize::from(number)];
         let bit = 1 << number;
@@ -76,8 +84,13 @@ impl Block<'_> {
                 (group.end - group.start) as usize,
                 group.write,
             );
+            // If it reads what is to be written later, its own fault would be another.
+            let access = (size <= PLAIN && write == group.write)
+                .then(|| u8::try_from(member.offset - group.start).ok())
+                .flatten();
             for site in &mut self.tables.sites[sites..] {
                 site.grouped = true;
+                site.access = access;
             }
             self.asm.store(Env::shared(number), R10);
         } else if self.held != Some(number) {
@@ -229,6 +242,9 @@ impl Block<'_> {
         self.asm.jcc(Cond::A, label);
         self.asm.alu_mem(Alu::Add, true, R10, host);
         let site = self.site();
+        if size <= PLAIN {
+            self.tables.sites[site as usize].access = Some(0);
+        }
         self.rare.push(Rare::Miss {
             label,
             retry,

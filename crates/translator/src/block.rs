@@ -15,7 +15,7 @@
 
 use crate::access::memory_operand;
 use crate::asm::{self, Alu, Asm, Cond, Label, R10, RAX, at, env_at};
-use crate::env::Env;
+use crate::env::{Env, JUMPS, Jump};
 use crate::exit::Exit;
 use crate::flags::{self, Effect, Flags};
 use crate::groups::{Group, Member};
@@ -25,6 +25,7 @@ use crate::tables::{Cell, Entry, Link, Loc, Site, Tables};
 use crate::tuning::Tuning;
 use belljar_passthrough::Unit;
 use iced_x86::{Instruction, InstructionInfoFactory};
+use std::mem::offset_of;
 
 /// The most instructions of a block.
 pub const MOST: usize = 32;
@@ -386,6 +387,7 @@ impl Block<'_> {
             uncounted: (self.guests.len() - self.now) as u8,
             mode: self.mode,
             grouped: false,
+            access: None,
         })
     }
 
@@ -512,9 +514,15 @@ impl Block<'_> {
     /// Adds `release` to the guest's stack pointer and jumps to the address in RAX through the jump
     /// cache. The flags are in the environment.
     pub fn dispatch(&mut self, release: i32) {
-        let site = self.site();
         let label = self.poll(R10);
-        let cache = self.mode.space() as usize;
+        self.dispatch_to(self.mode, label, release);
+    }
+
+    /// Jumps to the address in RAX, which is code of `mode`, without a look at the attention word.
+    /// What missed is done at `label`.
+    pub fn dispatch_to(&mut self, mode: Mode, label: Label, release: i32) {
+        let site = self.site();
+        let cache = mode.space() as usize;
         // See `env::jump_slot`.
         if self.bmi2 {
             self.asm.rorx(R10, RAX, 12);
@@ -524,21 +532,21 @@ impl Block<'_> {
         }
         self.asm.reg(false, &[0x33], R10, RAX); // xor
         self.asm
-            .alu_imm(Alu::And, false, R10, crate::env::JUMPS as i32 - 1);
-        let entry = |offset| asm::Mem {
+            .alu_imm(Alu::And, false, R10, 2 * (JUMPS as i32 - 1));
+        let entry = |field| asm::Mem {
             base: None,
             index: Some((R10, 3)),
-            ..env_at(R10, offset)
+            ..env_at(R10, Env::jump_field(cache, field))
         };
         self.asm
-            .alu_mem(Alu::Cmp, true, RAX, entry(Env::jump_keys_at(cache)));
+            .alu_mem(Alu::Cmp, true, RAX, entry(offset_of!(Jump, key)));
         self.asm.jcc(Cond::NE, label);
         self.release(release);
-        if self.mode.is_relative() {
+        if mode.is_relative() {
             self.asm.alu_imm(Alu::And, true, RAX, -0x1000);
             self.asm.store(Env::page(), RAX);
         }
-        self.asm.jmp_mem(entry(Env::jump_targets_at(cache)));
+        self.asm.jmp_mem(entry(offset_of!(Jump, target)));
         self.rare.push(Rare::Indirect {
             label,
             site,

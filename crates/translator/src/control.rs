@@ -160,6 +160,8 @@ impl Block<'_> {
                 self.dispatch(0);
             }
             Code::Call_rm64 | Code::Call_rm32 => self.call_indirect(&ins),
+            Code::Syscall => self.system_call(),
+            Code::Sysretq => self.system_return(),
             _ => {
                 let more = if matches!(ins.code(), Code::Retnq_imm16 | Code::Retnd_imm16) {
                     i32::from(ins.immediate16())
@@ -238,7 +240,8 @@ impl Block<'_> {
     /// The same, `offset` from a register of the host.
     fn stack_word(&mut self, base: asm::Reg, offset: i32, write: bool) -> Mem {
         if let Some(member) = self.guest().member {
-            return self.shared(member, |block, start| {
+            let size = self.word() as usize;
+            return self.shared(member, size, write, |block, start| {
                 block.lea_word(R10, at(base, start));
             });
         }

@@ -3,7 +3,7 @@
 use crate::asm::{Mem, env};
 use belljar_interpreter::InterpreterVcpu;
 use belljar_interpreter::tlb::{Entries, Entry};
-use belljar_x86::Segment;
+use belljar_x86::CpuState;
 use belljar_x86::state::VectorState;
 use std::mem::offset_of;
 
@@ -14,10 +14,28 @@ pub const JUMP_CACHES: usize = 6;
 /// Cells for jumps to other pages.
 pub const CELLS: usize = 1 << 16;
 
-/// The slot of an address in the jump caches. Generated code computes it likewise.
+/// The slot of an address in the jump caches. Generated code computes it likewise. Jumps to two
+/// addresses that differ in the last bit alone are rare.
 pub const fn jump_slot(rip: u64) -> usize {
-    (rip ^ (rip >> 12)) as u32 as usize % JUMPS
+    (rip ^ (rip >> 12)) as u32 as usize / 2 % JUMPS
 }
+
+/// An entry of a jump cache, which does not cross a line of the host's cache.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(16))]
+pub struct Jump {
+    /// Guest address.
+    pub key: u64,
+    /// Host address of its block.
+    pub target: u64,
+}
+
+/// [`Env::switched`]: the privilege level did not change.
+pub const NOTHING: u32 = 0;
+/// [`Env::switched`]: SYSCALL.
+pub const SYSCALL: u32 = 1;
+/// [`Env::switched`]: SYSRET.
+pub const SYSRET: u32 = 2;
 
 /// The environment of one vCPU. GS holds its address while the vCPU runs.
 #[derive(Debug)]
@@ -37,8 +55,27 @@ pub struct Env {
     pub heeded_on: u32,
     /// KERNEL_GS_BASE.
     pub kernel_gs: u64,
-    /// The segment registers.
-    pub segments: *const Segment,
+    /// The current privilege level.
+    pub cpl: u32,
+    /// What changed the privilege level without the interpreter, last: [`NOTHING`], [`SYSCALL`] or
+    /// [`SYSRET`]. CS and SS are still those of before.
+    pub switched: u32,
+    /// Where SYSCALL leads; 0 if SYSCALL and SYSRET are the interpreter's.
+    pub system_calls: u64,
+    /// The flags that SYSCALL keeps.
+    pub kept_flags: u32,
+    /// The last access that missed the TLB raises a page fault, which the processor holds.
+    pub page_fault: u32,
+    /// The selectors of CS and, in the upper half, SS.
+    pub selectors: u64,
+    /// Those that SYSCALL and SYSRET load.
+    pub switched_selectors: [u64; 2],
+    /// What the host's time-stamp counter is ahead of the guest's.
+    pub ahead: u64,
+    /// Whether generated code may read the time-stamp counter.
+    pub may_read_time: u32,
+    /// The processor's registers, of which those that generated code does not hold are valid.
+    pub cpu: *const CpuState,
     /// Bases of FS and GS.
     pub bases: [u64; 2],
     /// The vCPU's attention word.
@@ -75,10 +112,8 @@ pub struct Env {
     pub processor: *mut InterpreterVcpu,
     /// Where jumps to other pages lead.
     pub cells: [u64; CELLS],
-    /// Jump caches: guest addresses.
-    pub jump_keys: [[u64; JUMPS]; JUMP_CACHES],
-    /// Jump caches: host addresses.
-    pub jump_targets: [[u64; JUMPS]; JUMP_CACHES],
+    /// Jump caches.
+    pub jumps: [[Jump; JUMPS]; JUMP_CACHES],
     /// The TLB's first level.
     pub tlb: Entries,
 }
@@ -107,7 +142,17 @@ impl Env {
 
     /// Empties a slot of a jump cache: it gets an address that belongs to another slot.
     pub fn empty_jump(&mut self, cache: usize, slot: usize) {
-        self.jump_keys[cache][slot] = u64::from(slot == 0);
+        self.jumps[cache][slot].key = Self::no_jump(slot);
+    }
+
+    /// Whether a slot of a jump cache is empty.
+    pub fn is_empty_jump(&self, cache: usize, slot: usize) -> bool {
+        self.jumps[cache][slot].key == Self::no_jump(slot)
+    }
+
+    /// What an empty slot holds.
+    const fn no_jump(slot: usize) -> u64 {
+        if slot == 0 { 2 } else { 0 }
     }
 
     /// The place of a general-purpose register.
@@ -118,6 +163,16 @@ impl Env {
     /// The base of FS or GS.
     pub const fn base(gs: bool) -> Mem {
         env(offset_of!(Env, bases) + 8 * gs as usize)
+    }
+
+    /// The selectors that `by`, SYSCALL or SYSRET, loads.
+    pub const fn switched_selectors(by: u32) -> Mem {
+        env(offset_of!(Env, switched_selectors) + 8 * (by - SYSCALL) as usize)
+    }
+
+    /// The selector of SS.
+    pub const fn stack_selector() -> Mem {
+        env(offset_of!(Env, selectors) + 4)
     }
 
     /// A value on its way.
@@ -140,14 +195,9 @@ impl Env {
         env(offset_of!(Env, cells) + 8 * number as usize)
     }
 
-    /// Offset of the keys of a jump cache.
-    pub const fn jump_keys_at(cache: usize) -> usize {
-        offset_of!(Env, jump_keys) + cache * JUMPS * 8
-    }
-
-    /// Offset of the targets of a jump cache.
-    pub const fn jump_targets_at(cache: usize) -> usize {
-        offset_of!(Env, jump_targets) + cache * JUMPS * 8
+    /// Offset of field `field` of the entry 0 of a jump cache.
+    pub const fn jump_field(cache: usize, field: usize) -> usize {
+        offset_of!(Env, jumps) + cache * JUMPS * size_of::<Jump>() + field
     }
 
     field!(flags);
@@ -158,7 +208,14 @@ impl Env {
     field!(heeded_off);
     field!(heeded_on);
     field!(kernel_gs);
-    field!(segments);
+    field!(cpl);
+    field!(switched);
+    field!(system_calls);
+    field!(kept_flags);
+    field!(selectors);
+    field!(ahead);
+    field!(may_read_time);
+    field!(cpu);
     field!(page);
     field!(exit);
     field!(site);

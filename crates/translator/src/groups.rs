@@ -333,7 +333,8 @@ fn writes_second(mnemonic: Mnemonic) -> bool {
 /// Registers that the instruction writes without naming them.
 fn implied(ins: &Instruction) -> &'static [u8] {
     match ins.mnemonic() {
-        Mnemonic::Mul | Mnemonic::Div | Mnemonic::Idiv => &[0, 2],
+        Mnemonic::Mul | Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Rdtsc => &[0, 2],
+        Mnemonic::Rdtscp => &[0, 1, 2],
         Mnemonic::Imul if ins.op_count() == 1 => &[0, 2],
         Mnemonic::Cmpxchg8b | Mnemonic::Cmpxchg16b => &[0, 2],
         Mnemonic::Cwd | Mnemonic::Cdq | Mnemonic::Cqo => &[2],

@@ -27,8 +27,9 @@ impl Space {
     /// The spaces between which generated code changes by itself, of which this is one.
     pub const fn family(self) -> &'static [Self] {
         match self {
-            Self::Supervisor | Self::SupervisorAc => &[Self::Supervisor, Self::SupervisorAc],
-            Self::User => &[Self::User],
+            Self::Supervisor | Self::SupervisorAc | Self::User => {
+                &[Self::Supervisor, Self::SupervisorAc, Self::User]
+            }
             Self::Supervisor32 | Self::SupervisorAc32 => {
                 &[Self::Supervisor32, Self::SupervisorAc32]
             }
@@ -183,6 +184,12 @@ impl Mode {
             Set::Supervisor
         };
         Self(self.0 & !Self::SET | to as u16)
+    }
+
+    /// The mode of programs.
+    #[must_use]
+    pub const fn of_programs(self) -> Self {
+        Self(self.0 & !Self::SET | Set::User as u16)
     }
 
     /// The mode as a small number.

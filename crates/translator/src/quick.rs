@@ -30,6 +30,7 @@ impl TranslatorVcpu {
             None if core.mmu.must_settle() => return None,
             None => {
                 core.set_access(self.env.system);
+                core.cpu.cpl = self.env.cpl as u8;
                 match core.mmu.code_page(&core.cpu, rip) {
                     Ok(CodePage::Ram(page)) => page,
                     _ => return None,
@@ -52,9 +53,9 @@ impl TranslatorVcpu {
         match exit {
             Exit::Link(number) => tables.links.get(number as usize).map(|link| link.mode),
             Exit::Cell(number) => tables.cells.get(number as usize).map(|cell| cell.mode),
-            _ => self.mode.map(|mode| match mode {
-                mode if mode.is_user() => mode,
-                mode => mode.with_access(self.env.system & rflags::AC as u32 != 0),
+            _ => self.mode.map(|mode| match self.env.cpl {
+                3 => mode.of_programs(),
+                _ => mode.with_access(self.env.system & rflags::AC as u32 != 0),
             }),
         }
     }

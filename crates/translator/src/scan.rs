@@ -5,6 +5,7 @@ use crate::control;
 use crate::flags::{self, Effect};
 use crate::generic::is_left_out;
 use crate::mode::Mode;
+use crate::privilege;
 use crate::system;
 use crate::width::has_address16;
 use belljar_interpreter::mmu::CodePage;
@@ -158,7 +159,7 @@ fn kind(core: &Core, mode: Mode, ins: &Instruction) -> Kind {
     if control::is_branch(ins) {
         return Kind::Branch;
     }
-    if control::is_transfer(ins) {
+    if control::is_transfer(ins) || privilege::changes(ins, mode) {
         return Kind::Transfer;
     }
     if control::is_special(ins) {

@@ -55,12 +55,14 @@ extern "sysv64" fn refill(env: *mut Env, linear: u64, size: u64, write: u64) -> 
     // else refers to it, nor to the processor, while generated code runs.
     let core = unsafe {
         (*env).misses += 1;
+        (*env).page_fault = 0;
         (*env).straddles = u64::from(linear % PAGE_SIZE + size > PAGE_SIZE);
         if (*env).straddles != 0 {
             return 0;
         }
         let core = &mut (*(*env).processor).core;
         core.set_access((*env).system);
+        core.cpu.cpl = (*env).cpl as u8;
         core
     };
     if core.mmu.must_settle() {
@@ -71,7 +73,15 @@ extern "sysv64" fn refill(env: *mut Env, linear: u64, size: u64, write: u64) -> 
     } else {
         Access::Read
     };
-    u64::from(core.mmu.make_fast(&core.cpu, linear, access))
+    match core.mmu.make_fast(&core.cpu, linear, access) {
+        Ok(fast) => u64::from(fast),
+        Err(exception) => {
+            core.exception = exception;
+            // SAFETY: as above.
+            unsafe { (*env).page_fault = 1 };
+            0
+        }
+    }
 }
 
 /// Writes the shared code, the first in `memory`.

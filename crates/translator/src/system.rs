@@ -12,13 +12,12 @@ use crate::control::Value;
 use crate::env::Env;
 use crate::exit::Exit;
 use crate::mode::Mode;
-use crate::registers::{self, GUEST_RAX, Place};
+use crate::readings;
+use crate::registers::GUEST_RAX;
 use crate::tables::Loc;
 use belljar_engine::Reason;
-use belljar_x86::Segment;
 use belljar_x86::bits::rflags;
 use iced_x86::{Code, Instruction, OpKind};
-use std::mem::offset_of;
 
 /// What POPF may change without the interpreter.
 const PLAIN: u64 = rflags::STATUS | rflags::IF | rflags::FIXED;
@@ -30,7 +29,6 @@ pub fn is_system(ins: &Instruction, mode: Mode) -> bool {
         Code::Cli | Code::Sti | Code::Popfq | Code::Popfd => supervisor && !mode.counting(),
         Code::Swapgs => supervisor,
         Code::Pushfq | Code::Pushfd => true,
-        Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => ins.op0_kind() == OpKind::Register,
         Code::Stosb_m8_AL
         | Code::Stosd_m32_EAX
         | Code::Stosq_m64_RAX
@@ -42,7 +40,8 @@ pub fn is_system(ins: &Instruction, mode: Mode) -> bool {
                 && (ins.has_rep_prefix() != ins.has_repne_prefix());
             plain && !mode.counting()
         }
-        _ => false,
+        Code::Cld | Code::Std => true,
+        _ => readings::is_reading(ins, mode),
     }
 }
 
@@ -82,7 +81,9 @@ impl Block<'_> {
                 self.asm.store(Env::base(true), R10);
                 self.asm.store(Env::kernel_gs(), RAX);
             }
-            Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => self.read_selector(&ins),
+            Code::Cld => self.change_direction(Alu::And, !rflags::DF),
+            Code::Std => self.change_direction(Alu::Or, rflags::DF),
+            _ if readings::is_reading(&ins, self.mode) => self.reading(&ins),
             _ => self.bulk(&ins),
         }
         true
@@ -103,8 +104,22 @@ impl Block<'_> {
         self.jump_to_mode(ins.next_ip(), mode);
     }
 
+    fn change_direction(&mut self, op: Alu, mask: u64) {
+        let live = self.guest().live;
+        self.spare_flags(live);
+        self.asm.mem(false, &[0x81], op as u8, Env::system());
+        self.asm.bytes(&(mask as u32).to_le_bytes());
+    }
+
     fn push_flags(&mut self) {
         self.spare_flags(crate::flags::ALL);
+        self.gather_flags();
+        self.asm.store(Env::temp(1), RAX);
+        self.push(Value::Temp);
+    }
+
+    /// RFLAGS into RAX. The status flags are in the environment. Changes R10 and the host's flags.
+    pub fn gather_flags(&mut self) {
         self.asm.load32(RAX, Env::flags());
         self.asm.mov32(R10, RAX);
         self.asm.alu_imm(Alu::And, false, R10, 1);
@@ -115,22 +130,11 @@ impl Block<'_> {
         self.asm.reg(false, &[0x0b], RAX, R10); // or
         self.asm.alu_mem(Alu::Or, false, RAX, Env::interrupts());
         self.asm.alu_mem(Alu::Or, false, RAX, Env::system());
-        self.asm.store(Env::temp(1), RAX);
-        self.push(Value::Temp);
     }
 
-    fn pop_flags(&mut self) {
-        let place = self.stack_top(0, false);
-        // Until the flags are loaded the old ones are where a fault finds them.
-        self.load_word(RAX, place);
-        self.asm.mov32(R10, RAX);
-        self.asm.alu_mem(Alu::Xor, false, R10, Env::system());
-        self.held = None;
-        // test r10d, imm32
-        self.asm.reg(false, &[0xf7], 0, R10);
-        self.asm.bytes(&(!PLAIN as u32).to_le_bytes());
-        self.leave_if(Cond::NE);
-        self.leave_if_interrupted();
+    /// The status flags and IF become those of the word in RAX. Changes RAX, R10 and the host's
+    /// flags.
+    pub fn spread_flags(&mut self) {
         self.asm.mov32(R10, RAX);
         self.asm.alu_imm(Alu::And, false, R10, rflags::IF as i32);
         self.asm.store32(Env::interrupts(), R10);
@@ -148,6 +152,21 @@ impl Block<'_> {
             .alu_imm(Alu::And, false, RAX, (rflags::STATUS as u8 as i32) << 8);
         self.asm.reg(false, &[0x0b], RAX, R10);
         self.asm.store32(Env::flags(), RAX);
+    }
+
+    fn pop_flags(&mut self) {
+        let place = self.stack_top(0, false);
+        // Until the flags are loaded the old ones are where a fault finds them.
+        self.load_word(RAX, place);
+        self.asm.mov32(R10, RAX);
+        self.asm.alu_mem(Alu::Xor, false, R10, Env::system());
+        self.held = None;
+        // test r10d, imm32
+        self.asm.reg(false, &[0xf7], 0, R10);
+        self.asm.bytes(&(!PLAIN as u32).to_le_bytes());
+        self.leave_if(Cond::NE);
+        self.leave_if_interrupted();
+        self.spread_flags();
         self.add_to_stack(self.word());
         self.loc = Loc::Saved;
     }
@@ -170,22 +189,6 @@ impl Block<'_> {
             label,
             exit: Exit::Fallback(site),
         });
-    }
-
-    fn read_selector(&mut self, ins: &Instruction) {
-        let segment = ins.op1_register().number();
-        let place = segment * size_of::<Segment>() + offset_of!(Segment, selector);
-        let number = registers::number(ins.op0_register());
-        self.asm.load(RAX, Env::segments());
-        let to = match registers::place(number) {
-            Place::Host(host) => host,
-            Place::Memory => RAX,
-        };
-        self.asm
-            .mem(false, &[0x0f, 0xb7], to, at(RAX, place as i32)); // movzx
-        if to == RAX {
-            self.asm.store(Env::gpr(number), RAX);
-        }
     }
 
     /// REP MOVS and REP STOS upward within a page each: the host does it in one go. The rest is the

@@ -34,6 +34,9 @@ pub struct Site {
     pub mode: Mode,
     /// Whether it checks a group's range.
     pub grouped: bool,
+    /// Where behind the address that it checks its access is, if a page fault there is all that can
+    /// be wrong with it.
+    pub access: Option<u8>,
 }
 
 /// The entries of a block.

@@ -1,19 +1,20 @@
 //! The loop around generated code: finds blocks, enters them, and does what they leave.
 
 use crate::cache::{Cache, Found};
-use crate::env::Env;
+use crate::env::{Env, NOTHING, SYSCALL, SYSRET};
 use crate::exit::Exit;
 use crate::gs;
 use crate::mode::Mode;
+use crate::privilege;
 use crate::tables::{ANY_PAGE, Loc};
 use crate::trace;
 use crate::tuning::{Stress, Tuning};
 use belljar_engine::{Counters, EngineError, Exit as MachineExit, Reason, Vcpu};
 use belljar_interpreter::mmu::CodePage;
 use belljar_interpreter::{Flow, InterpreterVcpu};
-use belljar_x86::bits::{rflags, xstate};
+use belljar_x86::bits::{cr4, rflags, xstate};
 use belljar_x86::paging::Flush;
-use belljar_x86::{CpuState, Seg};
+use belljar_x86::{CpuState, Seg, debug, syscall};
 use std::ptr::{self, NonNull};
 
 /// The flags that generated code keeps in [`Env::system`].
@@ -52,6 +53,10 @@ pub struct TranslatorVcpu {
     /// [`Mmu::invalidations`](belljar_interpreter::mmu::Mmu::invalidations) of which the other
     /// vCPUs know.
     announced: u64,
+    /// STAR when [`Env::switched_selectors`] was filled in.
+    star: u64,
+    /// What the host's time-stamp counter is ahead of the machine's, in this run.
+    ahead: Option<u64>,
     /// System flags with which generated code was entered.
     loaded_flags: u64,
     pub(crate) counts: Counts,
@@ -100,7 +105,7 @@ impl TranslatorVcpu {
         env.vector = ptr::from_mut(&mut processor.core.cpu.vector);
         env.processor = ptr::from_mut(&mut *processor);
         env.own = ptr::from_mut(&mut *env);
-        env.segments = processor.core.cpu.segments.as_ptr();
+        env.cpu = ptr::from_ref(&processor.core.cpu);
         if let Some(attention) = processor.core.attention.get(processor.core.id as usize) {
             env.attention = attention.word().as_ptr();
         }
@@ -113,6 +118,8 @@ impl TranslatorVcpu {
             counting: false,
             mode: None,
             announced: 0,
+            star: 0,
+            ahead: None,
             loaded_flags: 0,
             counts: Counts::default(),
         })
@@ -133,22 +140,33 @@ impl TranslatorVcpu {
 
     /// Everything that may have to happen between two instructions.
     fn look_around(&mut self) -> Next {
-        let processor = &mut self.processor;
-        if processor.core.calls() != 0
-            && let Some(exit) = processor.attend()
+        if self.processor.core.calls() != 0
+            && let Some(exit) = self.processor.attend()
         {
             return Next::Return(exit);
         }
-        if processor.core.special {
-            return match processor.step() {
+        if self.processor.core.special && !self.resume() {
+            return match self.processor.step() {
                 Some(exit) => Next::Return(exit),
                 None => self.interpreted(),
             };
         }
-        if processor.remaining == 0 {
+        if self.processor.remaining == 0 {
             return Next::Return(MachineExit::Budget);
         }
         Next::Enter
+    }
+
+    /// If nothing but RF asks for a look after the next instruction, does without it. RF holds back
+    /// breakpoints, and there are none. Counting code is exact.
+    fn resume(&mut self) -> bool {
+        let core = &mut self.processor.core;
+        if self.counting || debug::any_active(&core.cpu) {
+            return false;
+        }
+        core.cpu.rflags &= !rflags::RF;
+        core.heed();
+        !core.special
     }
 
     /// After the interpreter has executed something.
@@ -273,6 +291,21 @@ impl TranslatorVcpu {
         env.heeded = core.heeded;
         env.heeded_on = core.heeded | Reason::INTERRUPT.0;
         env.heeded_off = core.heeded & !Reason::INTERRUPT.0;
+        env.cpl = u32::from(core.cpu.cpl);
+        env.switched = NOTHING;
+        env.selectors = privilege::selectors(&core.cpu);
+        if self.star != core.cpu.msr.star {
+            self.star = core.cpu.msr.star;
+            env.switched_selectors = privilege::switched_selectors(&core.cpu);
+        }
+        let readable = core.cpu.cr4 & cr4::TSD == 0 && self.ahead.is_some();
+        env.may_read_time = u32::from(readable);
+        env.ahead = self
+            .ahead
+            .unwrap_or(0)
+            .wrapping_sub(core.cpu.msr.tsc_adjust);
+        env.system_calls = privilege::system_calls(&core.cpu);
+        env.kept_flags = !(core.cpu.msr.fmask as u32) | rflags::FIXED as u32;
         env.budget = self.processor.remaining;
         self.counts.entries += 1;
     }
@@ -296,12 +329,19 @@ impl TranslatorVcpu {
         // No address of a group outlasts its block.
         core.mmu.settle();
         core.cpu.gpr = env.gpr;
+        core.cpu.segments[Seg::Fs as usize].base = env.bases[0];
         core.cpu.segments[Seg::Gs as usize].base = env.bases[1];
         core.cpu.msr.kernel_gs_base = env.kernel_gs;
         let flags = u64::from(env.system | env.interrupts);
         // A refill may have changed AC as it was at that time.
         let known = core.cpu.rflags & (SYSTEM | rflags::IF);
-        if flags != self.loaded_flags || flags != known {
+        core.cpu.cpl = env.cpl as u8;
+        match env.switched {
+            SYSCALL => syscall::load_supervisor(&mut core.cpu),
+            SYSRET => syscall::load_program(&mut core.cpu, true),
+            _ => {}
+        }
+        if flags != self.loaded_flags || flags != known || env.switched != NOTHING {
             core.cpu.rflags = core.cpu.rflags & !(SYSTEM | rflags::IF) | flags;
             core.refresh();
         }
@@ -318,6 +358,7 @@ impl TranslatorVcpu {
     /// Does what generated code was left for.
     fn leave(&mut self) -> Next {
         let exit = Exit::decode(self.env.exit);
+        let page_fault = std::mem::take(&mut self.env.page_fault) != 0;
         if exit != Exit::Fault {
             self.take_flags(self.env.flags);
         }
@@ -328,11 +369,14 @@ impl TranslatorVcpu {
             }
             Exit::Fallback(site) => {
                 self.return_to(site);
-                let grouped = self.cache.tables.sites.get(site as usize);
-                if self.env.straddles != 0 && grouped.is_some_and(|site| site.grouped) {
+                let access = self.cache.tables.sites.get(site as usize);
+                if self.env.straddles != 0 && access.is_some_and(|site| site.grouped) {
                     self.counts.straddles += 1;
                     self.note_straddle(site);
                     return Next::Narrow;
+                }
+                if page_fault && let Some(behind) = access.and_then(|site| site.access) {
+                    return self.raise(behind);
                 }
                 self.counts.fallbacks += 1;
                 self.interpret_one()
@@ -367,6 +411,16 @@ impl TranslatorVcpu {
                 self.return_to(site);
                 self.interpret(1)
             }
+        }
+    }
+
+    /// Delivers the page fault of an access, which lies `behind` the address that was looked up.
+    fn raise(&mut self, behind: u8) -> Next {
+        let address = &mut self.processor.core.exception.payload;
+        *address = address.wrapping_add(u64::from(behind));
+        match self.processor.deliver_fault() {
+            Flow::TripleFault => Next::Return(MachineExit::TripleFault),
+            _ => self.interpreted(),
         }
     }
 
@@ -474,6 +528,7 @@ impl Vcpu for TranslatorVcpu {
     fn run(&mut self, budget: Option<u64>) -> MachineExit {
         self.counting = budget.is_some();
         self.processor.begin(budget);
+        self.ahead = self.processor.core.clock.behind_host();
         let own = ptr::from_ref::<Env>(&self.env) as u64;
         let before = gs::swap(own);
         let exit = self.run_until_exit();

@@ -30,7 +30,6 @@ enum Flat {
 /// #UD where it does not exist.
 pub fn syscall(cpu: &mut CpuState, vendor: Vendor, next: u64) -> Result<(), Exception> {
     require_enabled(cpu, vendor)?;
-    let selector = (cpu.msr.star >> 32) as u16;
     // The flags are saved as they are after the instruction, which clears RF.
     let flags = cpu.rflags & !rflags::RF;
     cpu.gpr[Gpr::Rcx as usize] = next;
@@ -42,22 +41,32 @@ pub fn syscall(cpu: &mut CpuState, vendor: Vendor, next: u64) -> Result<(), Exce
             cpu.msr.cstar
         };
         cpu.rflags = flags & !cpu.msr.fmask | rflags::FIXED;
-        load_flat(cpu, Seg::Cs, selector & !3, Flat::Code64, 0);
     } else {
         // APM 3, SYSCALL: legacy mode.
         cpu.rip = cpu.msr.star & 0xffff_ffff;
         cpu.rflags = flags & !(rflags::IF | rflags::VM);
-        load_flat(cpu, Seg::Cs, selector & !3, Flat::Code32, 0);
     }
-    load_flat(
-        cpu,
-        Seg::Ss,
-        (selector & !3).wrapping_add(8),
-        Flat::Stack,
-        0,
-    );
+    load_supervisor(cpu);
     cpu.cpl = 0;
     Ok(())
+}
+
+/// The selectors of CS and SS that SYSCALL loads.
+pub fn supervisor_selectors(cpu: &CpuState) -> (u16, u16) {
+    let selector = (cpu.msr.star >> 32) as u16 & !3;
+    (selector, selector.wrapping_add(8))
+}
+
+/// Loads CS and SS as SYSCALL does.
+pub fn load_supervisor(cpu: &mut CpuState) {
+    let (code, stack) = supervisor_selectors(cpu);
+    let kind = if cpu.long_mode() {
+        Flat::Code64
+    } else {
+        Flat::Code32
+    };
+    load_flat(cpu, Seg::Cs, code, kind, 0);
+    load_flat(cpu, Seg::Ss, stack, Flat::Stack, 0);
 }
 
 /// SYSRET; to 64-bit mode if `wide` (REX.W).
@@ -71,7 +80,6 @@ pub fn sysret(cpu: &mut CpuState, vendor: Vendor, wide: bool) -> Result<(), Exce
     if cpu.cpl != 0 || (wide && vendor == Vendor::Intel && !is_canonical(rcx)) {
         return Err(Exception::general_protection(0));
     }
-    let selector = (cpu.msr.star >> 48) as u16;
     if cpu.long_mode() {
         // RF and VM are never restored. SDM 2, SYSRET.
         cpu.rflags = cpu.gpr[Gpr::R11 as usize] & 0x3c_7fd7 | rflags::FIXED;
@@ -80,12 +88,10 @@ pub fn sysret(cpu: &mut CpuState, vendor: Vendor, wide: bool) -> Result<(), Exce
     }
     if wide {
         cpu.rip = rcx;
-        load_flat(cpu, Seg::Cs, selector.wrapping_add(16), Flat::Code64, 3);
     } else {
         cpu.rip = rcx & 0xffff_ffff;
-        load_flat(cpu, Seg::Cs, selector, Flat::Code32, 3);
     }
-    load_flat(cpu, Seg::Ss, selector.wrapping_add(8), Flat::Stack, 3);
+    load_program(cpu, wide);
     cpu.cpl = 3;
     if cpu.rflags & rflags::TF != 0 {
         // TF traps at once, as if the program's SYSCALL had just ended, not after another
@@ -93,6 +99,24 @@ pub fn sysret(cpu: &mut CpuState, vendor: Vendor, wide: bool) -> Result<(), Exce
         cpu.pending_debug |= debug::DR6_BS;
     }
     Ok(())
+}
+
+/// The selectors of CS and SS that SYSRET to 64-bit code loads.
+pub fn program_selectors(cpu: &CpuState) -> (u16, u16) {
+    let selector = (cpu.msr.star >> 48) as u16;
+    (selector.wrapping_add(16) | 3, selector.wrapping_add(8) | 3)
+}
+
+/// Loads CS and SS as SYSRET does; of 64-bit code if `wide`.
+pub fn load_program(cpu: &mut CpuState, wide: bool) {
+    let (code, stack) = program_selectors(cpu);
+    if wide {
+        load_flat(cpu, Seg::Cs, code, Flat::Code64, 3);
+    } else {
+        let selector = (cpu.msr.star >> 48) as u16;
+        load_flat(cpu, Seg::Cs, selector, Flat::Code32, 3);
+    }
+    load_flat(cpu, Seg::Ss, stack, Flat::Stack, 3);
 }
 
 /// SYSENTER.

@@ -2,7 +2,7 @@
 
 use super::{Cache, Found, second_page};
 use crate::bound::{Bound, Place};
-use crate::env::{CELLS, Env, JUMP_CACHES, jump_slot};
+use crate::env::{CELLS, Env, JUMP_CACHES, Jump, jump_slot};
 use crate::mode::{Mode, Space};
 use crate::tables::{Cell, Entry};
 use belljar_interpreter::mix;
@@ -171,12 +171,14 @@ impl Cache {
     /// Enters a target into the jump cache.
     pub fn resolve_jump(&mut self, env: &mut Env, space: Space, rip: u64, found: &Found) {
         let (cache, slot) = (space as usize, jump_slot(rip));
-        if env.jump_keys[cache][slot] == u64::from(slot == 0) {
+        if env.is_empty_jump(cache, slot) {
             self.jumps.filled_slots[cache].push(slot as u16);
         }
         self.lead_to(rip, found);
-        env.jump_keys[cache][slot] = rip;
-        env.jump_targets[cache][slot] = self.address(found.layout.saved);
+        env.jumps[cache][slot] = Jump {
+            key: rip,
+            target: self.address(found.layout.saved),
+        };
         self.jumps.local_caches[cache] |= !found.global;
     }
 }
