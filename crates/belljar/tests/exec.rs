@@ -2,73 +2,17 @@
 
 mod kernel;
 mod program;
+mod started;
 
 use program::{Terminal, end};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::termios::{Winsize, tcsetwinsize};
+use started::Guest;
 use std::io::{Read, Write};
-use std::process::{Child, Command, Output, Stdio};
-use tempfile::TempDir;
-
-/// A started default guest, which is ended with the test.
-struct Guest {
-    directory: TempDir,
-}
-
-impl Guest {
-    fn start(suite: &str) -> Self {
-        let guest = Self {
-            directory: tempfile::tempdir().unwrap(),
-        };
-        let started = guest
-            .command(&["start", "--name", "g", "--suite", suite, "--memory", "256M"])
-            .output()
-            .unwrap();
-        assert_eq!(started.status.code(), Some(0), "{started:?}");
-        let ready = guest.exec(&["--wait", "120", "g", "--", "true"]);
-        assert_eq!(ready.status.code(), Some(0), "{ready:?}: {}", guest.log());
-        guest
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_belljar"));
-        command
-            .args(arguments)
-            .env("BELLJAR_RUNTIME_DIR", self.directory.path().join("run"))
-            .stdin(Stdio::null());
-        command
-    }
-
-    /// The end of the console.
-    fn log(&self) -> String {
-        let output = self.command(&["logs", "-n", "30", "g"]).output().unwrap();
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    fn exec(&self, arguments: &[&str]) -> Output {
-        self.command(&["exec"]).args(arguments).output().unwrap()
-    }
-
-    /// Runs a shell command; its status, standard output and standard error.
-    fn shell(&self, script: &str) -> (Option<i32>, String, String) {
-        let output = self.exec(&["g", "--", "sh", "-c", script]);
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        (
-            output.status.code(),
-            text(output.stdout),
-            text(output.stderr),
-        )
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let _ = self.command(&["stop", "--force", "g"]).output();
-    }
-}
+use std::process::{Child, Stdio};
 
 fn runs(suite: &str, release: &str) {
-    let guest = Guest::start(suite);
+    let guest = Guest::start(suite, &[]);
     let (status, output, errors) = guest.shell("uname -r; echo oops >&2; exit 7");
     assert_eq!(status, Some(7));
     assert!(output.starts_with(release), "{output}");

@@ -15,11 +15,15 @@ use std::io::{self, Read};
 
 /// The modules that a root on a virtio disk needs, without those that they need in turn.
 const MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
-/// Where the modules lie that these may need.
-const MODULE_DIRECTORIES: [&str; 3] = [
+/// Where the modules lie that these, and those of the default guest, may need: how their paths go
+/// on.
+const MODULE_PLACES: [&str; 6] = [
     "/kernel/drivers/virtio/",
-    "/kernel/drivers/block/",
-    "/net/vmw_vsock/",
+    "/kernel/drivers/block/virtio_blk.",
+    "/kernel/drivers/net/net_failover.",
+    "/kernel/drivers/net/virtio_net.",
+    "/kernel/net/core/failover.",
+    "/kernel/net/vmw_vsock/",
 ];
 /// More than any module has.
 const LARGEST_MODULE: u64 = 64 << 20;
@@ -75,7 +79,7 @@ pub(crate) fn is_kernel(path: &str) -> bool {
 
 /// The name of a module that may be of use, from its path.
 fn module_name(path: &str) -> Option<String> {
-    if !MODULE_DIRECTORIES.iter().any(|d| path.contains(d)) {
+    if !MODULE_PLACES.iter().any(|d| path.contains(d)) {
         return None;
     }
     let (name, _) = path.rsplit('/').next()?.split_once(".ko")?;
@@ -186,7 +190,7 @@ mod tests {
         }
         for path in [
             "boot/config-6.1.0",
-            "lib/modules/5/kernel/drivers/net/virtio_net.ko",
+            "lib/modules/5/kernel/drivers/net/veth.ko",
             "usr/share/doc/vmlinuz",
         ] {
             assert!(!is_wanted(path), "{path}");

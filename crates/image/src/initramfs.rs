@@ -1,5 +1,5 @@
-//! The initial RAM filesystem of the default guest: busybox, four small files, the agent for
-//! `belljar exec`, and modules for the devices that every machine has.
+//! The initial RAM filesystem of the default guest: busybox, some small files, the agent for
+//! `belljar exec`, and the kernel's modules for the devices that a machine can have.
 
 use crate::cpio::Archive;
 use crate::{ImageError, agent};
@@ -8,10 +8,15 @@ use crate::{ImageError, agent};
 /// how far the boot is.
 pub(crate) const CMDLINE: &str = "console=ttyS0";
 
-/// The modules of the kernel for the devices of machines, without those that they need in turn: what
-/// the agent speaks through, and the balloon.
-pub(crate) const MODULES: [&str; 3] =
-    ["virtio_pci", "vmw_vsock_virtio_transport", "virtio_balloon"];
+/// The modules of the kernel that the guest loads, without those that they need in turn: for the
+/// agent, the balloon, disks and networks. NVMe and ext4 are built into the cloud kernels.
+pub(crate) const MODULES: [&str; 5] = [
+    "virtio_pci",
+    "vmw_vsock_virtio_transport",
+    "virtio_balloon",
+    "virtio_blk",
+    "virtio_net",
+];
 
 /// The first process: mounts what programs expect, then becomes busybox's init.
 const INIT: &str = "\
@@ -30,6 +35,9 @@ if grep -q 0x1af4 /sys/bus/pci/devices/*/vendor 2>/dev/null; then
     for module in /modules/*; do insmod $module; done
     belljar-agent &
 fi
+for card in /sys/class/net/eth*; do
+    [ -e $card ] && udhcpc -b -i ${card##*/} >/dev/null 2>&1 &
+done
 exec /sbin/init
 ";
 
@@ -38,6 +46,20 @@ exec /sbin/init
 const INITTAB: &str = "\
 ::once:/bin/cttyhack /etc/session
 ::ctrlaltdel:/sbin/reboot
+";
+
+/// What the DHCP client runs when it has a lease, or has lost it.
+const LEASE: &str = "\
+#!/bin/sh
+case $1 in
+deconfig)
+    ip addr flush dev $interface
+    ip link set $interface up ;;
+bound|renew)
+    ip addr replace $ip/$mask dev $interface
+    [ -n \"$router\" ] && ip route replace default via ${router%% *}
+    for server in $dns; do echo nameserver $server; done > /etc/resolv.conf ;;
+esac
 ";
 
 /// The session on the console: when its shell ends, the machine powers off.
@@ -62,7 +84,18 @@ export PS1='\\h:\\w\\$ '
 pub(crate) fn build(busybox: &[u8], modules: &[(String, Vec<u8>)]) -> Result<Vec<u8>, ImageError> {
     let mut archive = Archive::new();
     for directory in [
-        "bin", "dev", "etc", "proc", "sbin", "sys", "usr", "usr/bin", "usr/sbin", "var", "run",
+        "bin",
+        "dev",
+        "etc",
+        "proc",
+        "sbin",
+        "sys",
+        "usr",
+        "usr/bin",
+        "usr/sbin",
+        "var",
+        "run",
+        "etc/udhcpc",
         "modules",
     ] {
         archive.directory(directory, 0o755)?;
@@ -77,6 +110,7 @@ pub(crate) fn build(busybox: &[u8], modules: &[(String, Vec<u8>)]) -> Result<Vec
     }
     archive.file(agent::PLACE, 0o755, agent::PROGRAM)?;
     archive.file("init", 0o755, INIT.as_bytes())?;
+    archive.file("etc/udhcpc/default.script", 0o755, LEASE.as_bytes())?;
     archive.file("etc/inittab", 0o644, INITTAB.as_bytes())?;
     archive.file("etc/session", 0o755, SESSION.as_bytes())?;
     archive.file("etc/profile", 0o644, PROFILE.as_bytes())?;
@@ -104,7 +138,12 @@ mod tests {
     #[test]
     fn programs_can_be_executed_and_their_interpreter_is_there() {
         let entries = read(&build(b"busybox", &[]).unwrap());
-        for name in ["init", "bin/busybox", "etc/session"] {
+        for name in [
+            "init",
+            "bin/busybox",
+            "etc/session",
+            "etc/udhcpc/default.script",
+        ] {
             let entry = entries.iter().find(|e| e.name == name).unwrap();
             assert_eq!(entry.mode, 0o100_755, "{name}");
         }

@@ -25,6 +25,7 @@ mod machine;
 mod outcome;
 mod power_on;
 mod size;
+mod source;
 mod statistics;
 mod stepped;
 mod vcpu;

@@ -3,6 +3,7 @@
 
 use crate::board::MachineBoard;
 use crate::generation::{self, CurrentGeneration};
+use crate::source::Source;
 use crate::{MachineConfig, MachineError};
 use belljar_boot::{
     Firmware, IoApic, Payload, Pci, Platform, PowerManagement, ResetRegister, Rtc, SerialPort,
@@ -14,9 +15,7 @@ use belljar_memory::GuestMemory;
 use belljar_x86::CpuState;
 use belljar_x86::cpuid::CpuidModel;
 use belljar_x86::state::Activity;
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// What is needed to start a machine, the first time and again after a reset.
@@ -28,17 +27,15 @@ pub(crate) struct PowerOn {
     cpuid: Arc<CpuidModel>,
     /// The kernel's file, for messages and the kernel's name.
     path: PathBuf,
-    /// What the files held when the machine was made: a reset boots the same guest, whatever has
-    /// become of them, and a pipe can be read only once.
-    kernel: Vec<u8>,
-    initrd: Option<Vec<u8>>,
+    kernel: Source,
+    initrd: Option<Source>,
     cmdline: String,
     generation: Option<CurrentGeneration>,
 }
 
 impl PowerOn {
     /// What `config` says about the start of the machine that consists of the other parameters.
-    /// Reads the files of the kernel and its initial RAM filesystem.
+    /// Opens the files of the kernel and its initial RAM filesystem.
     pub fn new(
         config: &MachineConfig,
         memory: GuestMemory,
@@ -48,11 +45,11 @@ impl PowerOn {
         generation: Option<CurrentGeneration>,
     ) -> Result<Self, MachineError> {
         let path = config.kernel.clone().ok_or(MachineError::NoKernel)?;
-        let kernel = read("kernel", &path, memory.size())?;
+        let kernel = Source::open("kernel", &path, memory.size())?;
         let initrd = config
             .initrd
             .as_deref()
-            .map(|path| read("initrd", path, memory.size()))
+            .map(|path| Source::open("initrd", path, memory.size()))
             .transpose()?;
         Ok(Self {
             memory,
@@ -104,10 +101,11 @@ impl PowerOn {
         let firmware =
             Firmware::install(&self.memory, &platform).map_err(MachineError::Firmware)?;
         let name = self.path.to_string_lossy();
+        let initrd = self.initrd.as_ref().map(Source::bytes).transpose()?;
         let payload = Payload {
             name: &name,
-            kernel: &self.kernel,
-            initrd: self.initrd.as_deref(),
+            kernel: &self.kernel.bytes()?,
+            initrd: initrd.as_deref(),
             cmdline: &self.cmdline,
         };
         let entry = belljar_boot::load(&self.memory, &payload, &firmware, self.cpuid.signature())
@@ -118,19 +116,6 @@ impl PowerOn {
         tracing::info!(protocol = ?entry.protocol, rip = entry.cpu.rip, "kernel loaded");
         Ok(entry.cpu)
     }
-}
-
-/// Reads a file to load; no more of it than shows that it does not fit in `limit` bytes.
-fn read(what: &'static str, path: &Path, limit: u64) -> Result<Vec<u8>, MachineError> {
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(limit.saturating_add(1)).read_to_end(&mut bytes))
-        .map_err(|source| MachineError::Read {
-            what,
-            path: path.to_owned(),
-            source,
-        })?;
-    Ok(bytes)
 }
 
 /// The board, as the firmware's tables describe it, without a generation.
