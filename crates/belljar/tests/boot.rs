@@ -1,5 +1,6 @@
 //! Boots of Debian's stock kernels, as a user sees them: through the program's standard streams.
 
+mod command;
 mod debian;
 
 use debian::{Guest, PROMPT};

@@ -1,23 +1,16 @@
 //! What `belljar` answers to a command line: statuses, messages, and that standard output is the
 //! guest's alone.
 
+mod command;
 mod kernel;
 
 use kernel::{POWER_OFF, file_of, kernel, printing};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 use tempfile::NamedTempFile;
 
 fn belljar(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_belljar"))
-        .args(arguments)
-        .env(
-            "BELLJAR_RUNTIME_DIR",
-            concat!(env!("CARGO_TARGET_TMPDIR"), "/machines"),
-        )
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
+    command::belljar().args(arguments).output().unwrap()
 }
 
 /// Runs, checks the status, and gives standard error.

@@ -1,5 +1,6 @@
 //! The terminal and the other consoles, as a user meets them.
 
+mod command;
 mod kernel;
 mod program;
 

@@ -1,8 +1,10 @@
 //! Machines that other commands control: start, ps, stop, pause, resume, console, logs, stats.
 
+mod command;
 mod kernel;
 mod program;
 
+use command::belljar_in;
 use kernel::{CHATTY, POWER_OFF, echoing, kernel, printing, spinning};
 use program::{Terminal, end, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
@@ -26,11 +28,8 @@ impl Bench {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_belljar"));
-        command
-            .args(arguments)
-            .env("BELLJAR_RUNTIME_DIR", self.directory.path().join("run"))
-            .stdin(Stdio::null());
+        let mut command = belljar_in(&self.directory.path().join("run"));
+        command.args(arguments);
         command
     }
 

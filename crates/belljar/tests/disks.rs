@@ -1,5 +1,6 @@
 //! Disks, as a guest and its user see them.
 
+mod command;
 mod debian;
 
 use debian::{Guest, PROMPT};

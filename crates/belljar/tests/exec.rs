@@ -1,5 +1,6 @@
 //! `belljar exec` in the default guest, from one end to the other.
 
+mod command;
 mod kernel;
 mod program;
 mod started;

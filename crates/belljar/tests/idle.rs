@@ -1,5 +1,6 @@
 //! What a guest that does nothing costs the host: processor time and memory.
 
+mod command;
 mod debian;
 
 use debian::{Guest, PROMPT};

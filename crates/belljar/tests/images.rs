@@ -1,6 +1,7 @@
 //! Images from their building to their use. Each test builds and boots a whole Debian, which takes
 //! minutes: they run with `cargo xtask test-images` only.
 
+mod command;
 mod debian;
 
 use debian::Guest;

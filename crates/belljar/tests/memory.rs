@@ -1,10 +1,10 @@
 //! The balloon in a real guest: what it does not use is the host's.
 
+mod command;
 mod debian;
 
 use debian::{Guest, PROMPT};
 use std::fs::read_to_string;
-use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -48,14 +48,7 @@ fn meminfo(guest: &mut Guest, field: &str) -> u64 {
 
 /// Runs `belljar` with `arguments`; what it prints.
 fn belljar(arguments: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_belljar"))
-        .args(arguments)
-        .env(
-            "BELLJAR_RUNTIME_DIR",
-            concat!(env!("CARGO_TARGET_TMPDIR"), "/machines"),
-        )
-        .output()
-        .unwrap();
+    let output = command::belljar().args(arguments).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap()
 }

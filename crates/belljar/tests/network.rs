@@ -1,5 +1,6 @@
 //! The user-mode network in a guest whose kernel and DHCP client are Debian's.
 
+mod command;
 mod started;
 
 use started::Guest;

@@ -1,5 +1,6 @@
 //! SIGUSR1: statistics on standard error, while the guest goes on.
 
+mod command;
 mod kernel;
 mod program;
 

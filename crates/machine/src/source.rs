@@ -3,8 +3,7 @@
 use crate::MachineError;
 use std::borrow::Cow;
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
+use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 
 /// A file to load. It is held open: a reset boots the same file, whatever its name stands for then.
@@ -30,12 +29,11 @@ impl Source {
         let limit = limit.saturating_add(1);
         let content = || {
             let file = File::open(path)?;
-            if file.metadata()?.is_file() {
-                return Ok(Content::File(file));
-            }
-            let mut bytes = Vec::new();
-            file.take(limit).read_to_end(&mut bytes)?;
-            Ok(Content::Kept(bytes))
+            Ok(if file.metadata()?.is_file() {
+                Content::File(file)
+            } else {
+                Content::Kept(read(&file, limit)?)
+            })
         };
         let content = content().map_err(|source| failed(what, path, source))?;
         Ok(Self {
@@ -50,17 +48,19 @@ impl Source {
     pub fn bytes(&self) -> Result<Cow<'_, [u8]>, MachineError> {
         match &self.content {
             Content::Kept(bytes) => Ok(Cow::Borrowed(bytes)),
-            Content::File(file) => read_from_start(file, self.limit)
+            Content::File(file) => (&*file)
+                .rewind()
+                .and_then(|()| read(file, self.limit))
                 .map(Cow::Owned)
                 .map_err(|source| failed(self.what, &self.path, source)),
         }
     }
 }
 
-fn read_from_start(file: &File, limit: u64) -> io::Result<Vec<u8>> {
-    let len = file.metadata()?.len().min(limit);
-    let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
-    file.read_exact_at(&mut bytes, 0)?;
+/// The rest of `file`, `limit` bytes at most.
+fn read(file: &File, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

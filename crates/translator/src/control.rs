@@ -2,10 +2,9 @@
 
 use crate::access::{Address, memory_operand};
 use crate::asm::{self, Cond, Mem, R10, RAX, at};
-use crate::block::{Block, Rare};
+use crate::block::Block;
 use crate::encoding::Encoding;
 use crate::env::Env;
-use crate::exit::Exit;
 use crate::flags;
 use crate::registers::{self, GUEST_RSP, Place, RSP_NUMBER};
 use crate::width::has_address32;
@@ -183,13 +182,7 @@ impl Block<'_> {
         self.load_word(RAX, Env::temp(1));
         if self.wide() {
             // The exception comes before the push.
-            let label = self.asm.label();
-            self.check_canonical(label);
-            let site = self.site();
-            self.rare.push(Rare::Leave {
-                label,
-                exit: Exit::Fallback(site),
-            });
+            self.leave_unless_canonical();
         }
         self.push(Value::Code(ins.next_ip()));
         self.load_word(RAX, Env::temp(1));

@@ -178,18 +178,21 @@ impl Mode {
     /// The supervisor's mode with AC set or clear.
     #[must_use]
     pub const fn with_access(self, set: bool) -> Self {
-        let to = if set {
+        self.with_set(if set {
             Set::SupervisorAc
         } else {
             Set::Supervisor
-        };
-        Self(self.0 & !Self::SET | to as u16)
+        })
     }
 
     /// The mode of programs.
     #[must_use]
     pub const fn of_programs(self) -> Self {
-        Self(self.0 & !Self::SET | Set::User as u16)
+        self.with_set(Set::User)
+    }
+
+    const fn with_set(self, set: Set) -> Self {
+        Self(self.0 & !Self::SET | set as u16)
     }
 
     /// The mode as a small number.

@@ -6,9 +6,8 @@
 //! and SYSRET, has it all.
 
 use crate::asm::{Alu, Cond, R10, RAX, RCX, at};
-use crate::block::{Block, Rare};
+use crate::block::Block;
 use crate::env::{Env, SYSCALL, SYSRET};
-use crate::exit::Exit;
 use crate::flags;
 use crate::mode::Mode;
 use belljar_x86::bits::{efer, rflags};
@@ -73,14 +72,8 @@ impl Block<'_> {
     /// SYSRET to 64-bit code.
     pub fn system_return(&mut self) {
         self.begin_switch();
-        let label = self.asm.label();
         self.asm.mov(RAX, RCX);
-        self.check_canonical(label);
-        let site = self.site();
-        self.rare.push(Rare::Leave {
-            label,
-            exit: Exit::Fallback(site),
-        });
+        self.leave_unless_canonical();
         self.asm.load32(RAX, Env::gpr(R11_NUMBER));
         self.asm.alu_imm(Alu::And, false, RAX, RESTORED as i32);
         self.asm.alu_imm(Alu::Or, false, RAX, rflags::FIXED as i32);

@@ -1,9 +1,8 @@
 //! What code often asks of the processor: selectors, bases of segments, control registers, time.
 
 use crate::asm::{Cond, R10, RAX, RCX, RDX, at};
-use crate::block::{Block, Rare};
+use crate::block::Block;
 use crate::env::Env;
-use crate::exit::Exit;
 use crate::mode::Mode;
 use crate::registers::{self, GUEST_RAX, Place};
 use belljar_x86::bits::cr4;
@@ -133,13 +132,7 @@ impl Block<'_> {
             if from != RAX {
                 self.asm.mov(RAX, from);
             }
-            let label = self.asm.label();
-            self.check_canonical(label);
-            let site = self.site();
-            self.rare.push(Rare::Leave {
-                label,
-                exit: Exit::Fallback(site),
-            });
+            self.leave_unless_canonical();
         }
         self.asm.store(Env::base(gs), RAX);
     }

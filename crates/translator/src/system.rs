@@ -6,7 +6,7 @@
 //! instruction as there.
 
 use crate::access::Address;
-use crate::asm::{Alu, Cond, Mem, R10, RAX, RCX, RDI, RSI, at};
+use crate::asm::{Alu, Cond, Label, Mem, R10, RAX, RCX, RDI, RSI, at};
 use crate::block::{Block, Rare};
 use crate::control::Value;
 use crate::env::Env;
@@ -184,6 +184,18 @@ impl Block<'_> {
     pub fn leave_if(&mut self, cond: Cond) {
         let label = self.asm.label();
         self.asm.jcc(cond, label);
+        self.leave_at(label);
+    }
+
+    /// Leaves for the interpreter if the address in RAX is not canonical. Changes R10 and the flags.
+    pub fn leave_unless_canonical(&mut self) {
+        let label = self.asm.label();
+        self.check_canonical(label);
+        self.leave_at(label);
+    }
+
+    /// What jumps to `label` leaves for the interpreter.
+    fn leave_at(&mut self, label: Label) {
         let site = self.site();
         self.rare.push(Rare::Leave {
             label,

@@ -2,8 +2,9 @@
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
+use crate::command::belljar;
 use std::io::{Read, Write};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,14 +30,10 @@ impl Guest {
 
     /// Starts `belljar run` with `arguments` and environment variables.
     pub fn start_with(arguments: &[&str], variables: &[(&str, String)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_belljar"))
+        let mut child = belljar()
             .arg("run")
             .args(arguments)
             .envs(variables.iter().map(|(name, value)| (name, value)))
-            .env(
-                "BELLJAR_RUNTIME_DIR",
-                concat!(env!("CARGO_TARGET_TMPDIR"), "/machines"),
-            )
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

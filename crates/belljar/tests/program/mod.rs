@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
+use crate::command::belljar;
 use crate::kernel::kernel;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, open};
@@ -12,15 +13,12 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 
 /// Nothing here takes longer, by far.
 pub const LIMIT: Duration = Duration::from_mins(1);
-
-/// Where the machines of tests are found: not among the user's own.
-pub const RUNTIME_DIRECTORY: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/machines");
 
 /// A pseudo-terminal: the user's side and the program's.
 pub struct Terminal {
@@ -99,13 +97,11 @@ impl Run {
         arguments: &[&str],
         set_up: impl FnOnce(&mut Command),
     ) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_belljar"));
+        let mut command = belljar();
         command
             .args(["run", "--memory", "16M", "--kernel"])
             .arg(kernel)
-            .args(arguments)
-            .env("BELLJAR_RUNTIME_DIR", RUNTIME_DIRECTORY)
-            .stdin(Stdio::null());
+            .args(arguments);
         set_up(&mut command);
         Self {
             child: command.spawn().unwrap(),

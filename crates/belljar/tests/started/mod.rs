@@ -2,7 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
-use std::process::{Command, Output, Stdio};
+use crate::command::belljar_in;
+use std::process::{Command, Output};
 use tempfile::TempDir;
 
 /// A started default guest, which is ended with the test.
@@ -29,11 +30,8 @@ impl Guest {
 
     /// Belljar with `arguments`, in the guest's runtime directory.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_belljar"));
-        command
-            .args(arguments)
-            .env("BELLJAR_RUNTIME_DIR", self.directory.path().join("run"))
-            .stdin(Stdio::null());
+        let mut command = belljar_in(&self.directory.path().join("run"));
+        command.args(arguments);
         command
     }
 

@@ -135,6 +135,14 @@ pub trait Running: Send + std::fmt::Debug {
     fn stop(self: Box<Self>) -> Vec<Queue>;
 }
 
+/// Reads from `offset` on in a device's configuration, which is `bytes`; zeros beyond its end.
+fn read_bytes(bytes: &[u8], offset: u64, data: &mut [u8]) {
+    for (at, byte) in (offset..).zip(data) {
+        let here = usize::try_from(at).ok().and_then(|at| bytes.get(at));
+        *byte = here.copied().unwrap_or(0);
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

@@ -215,11 +215,7 @@ impl VirtioDevice for Balloon {
     }
 
     fn read_configuration(&self, offset: u64, data: &mut [u8]) {
-        let bytes = self.configuration();
-        for (at, byte) in (offset..).zip(data) {
-            let at = usize::try_from(at).unwrap_or(usize::MAX);
-            *byte = bytes.get(at).copied().unwrap_or(0);
-        }
+        super::read_bytes(&self.configuration(), offset, data);
     }
 
     fn write_configuration(&self, offset: u64, data: &[u8]) {

@@ -132,10 +132,7 @@ impl VirtioDevice for Block {
     }
 
     fn read_configuration(&self, offset: u64, data: &mut [u8]) {
-        let bytes = self.configuration();
-        for (at, byte) in (offset as usize..).zip(data) {
-            *byte = bytes.get(at).copied().unwrap_or(0);
-        }
+        super::read_bytes(&self.configuration(), offset, data);
     }
 
     fn write_configuration(&self, _: u64, _: &[u8]) {}

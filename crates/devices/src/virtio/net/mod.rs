@@ -145,13 +145,7 @@ impl VirtioDevice for Net {
     }
 
     fn read_configuration(&self, offset: u64, data: &mut [u8]) {
-        let configuration = self.configuration();
-        for (at, byte) in (offset..).zip(data) {
-            let here = usize::try_from(at)
-                .ok()
-                .and_then(|at| configuration.get(at));
-            *byte = here.copied().unwrap_or(0);
-        }
+        super::read_bytes(&self.configuration(), offset, data);
     }
 
     fn write_configuration(&self, _: u64, _: &[u8]) {}

@@ -168,11 +168,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn read_configuration(&self, offset: u64, data: &mut [u8]) {
-        let bytes = self.guest.to_le_bytes();
-        for (at, byte) in (offset..).zip(data) {
-            let at = usize::try_from(at).unwrap_or(usize::MAX);
-            *byte = bytes.get(at).copied().unwrap_or(0);
-        }
+        super::read_bytes(&self.guest.to_le_bytes(), offset, data);
     }
 
     fn write_configuration(&self, _: u64, _: &[u8]) {}
