@@ -9,7 +9,8 @@ use crate::commands::{
 };
 use crate::images::ImageCommand;
 use belljar_machine::{
-    ConfigError, ConsoleChoice, DiskConfig, EngineChoice, MachineConfig, NetChoice, Size,
+    ConfigError, ConsoleChoice, DiskConfig, EngineChoice, MachineConfig, NetChoice, ShareConfig,
+    Size,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -175,6 +176,12 @@ pub struct RunOptions {
     /// of the file's. A comma in a file's name is written twice
     #[arg(long, value_name = "FILE[,OPTION…]")]
     disk: Vec<DiskConfig>,
+    /// Share a directory of this host with the guest: DIR[,tag=NAME][,readonly]; can be given more
+    /// than once, and then goes before all of the file's. The guest mounts it with mount -t virtiofs
+    /// NAME /mnt [default tag: the directory's name]. A comma in the directory's name is written
+    /// twice
+    #[arg(long, value_name = "DIR[,OPTION…]")]
+    share: Vec<ShareConfig>,
     /// Let a guest end the machine by writing VALUE to port 0xf4, with exit status (VALUE << 1) | 1
     #[arg(long)]
     debug_exit: bool,
@@ -215,6 +222,9 @@ impl RunOptions {
         }
         if !self.disk.is_empty() {
             config.disk = self.disk;
+        }
+        if !self.share.is_empty() {
+            config.share = self.share;
         }
         config.debug_exit |= self.debug_exit;
         config.no_reboot |= self.no_reboot;

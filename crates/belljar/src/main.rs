@@ -14,6 +14,7 @@ mod detached;
 mod escape;
 mod guest;
 mod images;
+mod limits;
 mod registration;
 mod run;
 mod signals;

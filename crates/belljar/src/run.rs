@@ -4,7 +4,7 @@ use crate::console::{Attachable, Console, Hub, Requests};
 use crate::control::{Control, Facts};
 use crate::registration::Registration;
 use crate::terminal::{RawTerminal, message};
-use crate::{detached, guest, images, signals, statistics};
+use crate::{detached, guest, images, limits, signals, statistics};
 use anyhow::{Context, Result};
 use belljar_api::Ended;
 use belljar_machine::{
@@ -97,6 +97,7 @@ pub fn run(mut config: MachineConfig, mode: Mode) -> Result<Ending> {
         None => None,
     };
     let mut console = Console::open(&config.console, log)?;
+    limits::raise_descriptors();
     let machine = Machine::new(&config, console.output())?;
     if config.engine == EngineChoice::Auto {
         message(&format!("engine: {} (auto)", machine.engine()));

@@ -9,13 +9,14 @@ use crate::{ImageError, agent};
 pub(crate) const CMDLINE: &str = "console=ttyS0";
 
 /// The modules of the kernel that the guest loads, without those that they need in turn: for the
-/// agent, the balloon, disks and networks. NVMe and ext4 are built into the cloud kernels.
-pub(crate) const MODULES: [&str; 5] = [
+/// agent, the balloon, disks, networks and shared directories. NVMe and ext4 are built into the cloud kernels.
+pub(crate) const MODULES: [&str; 6] = [
     "virtio_pci",
     "vmw_vsock_virtio_transport",
     "virtio_balloon",
     "virtio_blk",
     "virtio_net",
+    "virtiofs",
 ];
 
 /// The first process: mounts what programs expect, then becomes busybox's init.

@@ -4,6 +4,7 @@
 use crate::Size;
 use belljar_block::{DiskConfig, Interface};
 use belljar_net::{BadNet, CardConfig};
+use belljar_share::ShareConfig;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,8 @@ pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
 const LONGEST_NAME: usize = 64;
 /// The most disks of each interface.
 pub const MOST_DISKS: usize = 16;
+/// The most shared directories: as many as there are slots for them.
+pub const MOST_SHARES: usize = 3;
 /// The longest command line, in bytes. Linux itself takes 2047.
 const LONGEST_CMDLINE: usize = 65535;
 /// The most network cards.
@@ -57,6 +60,8 @@ pub struct MachineConfig {
     pub net: Option<Vec<CardConfig>>,
     /// The disks.
     pub disk: Vec<DiskConfig>,
+    /// The directories that the guest can mount.
+    pub share: Vec<ShareConfig>,
     /// Whether a write to port 0xf4 ends the machine.
     pub debug_exit: bool,
     /// Whether a reset ends the machine instead of starting it anew.
@@ -79,6 +84,7 @@ impl Default for MachineConfig {
             console: ConsoleChoice::Stdio,
             net: None,
             disk: Vec::new(),
+            share: Vec::new(),
             debug_exit: false,
             no_reboot: false,
         }
@@ -126,6 +132,7 @@ impl MachineConfig {
             return Err(ConfigError::Cards(self.cards().len()));
         }
         self.validate_disks()?;
+        self.validate_shares()?;
         match &self.cmdline {
             Some(line) if line.len() > LONGEST_CMDLINE || line.contains('\0') => {
                 Err(ConfigError::Cmdline(line.len()))
@@ -155,6 +162,20 @@ impl MachineConfig {
         let first = serials.next();
         if serials.any(|serial| Some(serial) != first) {
             return Err(ConfigError::NvmeSerials);
+        }
+        Ok(())
+    }
+
+    /// Checks the shares' number, and that each has a tag of its own.
+    fn validate_shares(&self) -> Result<(), ConfigError> {
+        if self.share.len() > MOST_SHARES {
+            return Err(ConfigError::Shares(self.share.len()));
+        }
+        for (index, share) in self.share.iter().enumerate() {
+            let mut before = self.share[..index].iter();
+            if before.any(|other| other.tag() == share.tag()) {
+                return Err(ConfigError::ShareTags(share.tag().to_owned()));
+            }
         }
         Ok(())
     }
@@ -228,6 +249,12 @@ pub enum ConfigError {
     /// NVMe disks that are to have different serial numbers.
     #[error("NVMe disks belong to one controller, which has one serial number: give it once")]
     NvmeSerials,
+    /// More shared directories than a machine has slots for.
+    #[error("a machine cannot share {0} directories ({MOST_SHARES} at most)")]
+    Shares(usize),
+    /// Shared directories that a guest could not tell from each other.
+    #[error("two shared directories have the tag {0:?}: give one of them another with tag=")]
+    ShareTags(String),
     /// A command line that cannot be handed to a kernel.
     #[error("the command line of {0} bytes is too long or contains a zero byte")]
     Cmdline(usize),
@@ -408,13 +435,14 @@ mod tests {
         let config: MachineConfig = toml::from_str(
             "kernel = \"/boot/vmlinuz\"\nmemory = \"512M\"\ncpus = 2\nengine = \"interpreter\"\n\
              console = \"file=/tmp/log\"\ndebug-exit = true\nno-reboot = true\n\
-             net = [\"user,forward=2222:22\", \"tap=vm0\"]\n",
+             net = [\"user,forward=2222:22\", \"tap=vm0\"]\nshare = [\"/srv,tag=data,readonly\"]\n",
         )
         .unwrap();
         assert_eq!(config.memory.bytes(), 512 << 20);
         assert_eq!(config.engine, EngineChoice::Interpreter);
         assert_eq!(config.console, ConsoleChoice::File("/tmp/log".into()));
         assert!(config.debug_exit && config.no_reboot);
+        assert_eq!(config.share[0].to_string(), "/srv,tag=data,readonly");
         let cards: Vec<String> = config.cards().iter().map(CardConfig::to_string).collect();
         assert_eq!(cards, ["user,forward=tcp:127.0.0.1:2222:22", "tap=vm0"]);
         config.validate().unwrap();
@@ -466,6 +494,12 @@ mod tests {
         assert!(with(|c| c.initrd = Some("x".into())).is_err());
         assert!(with(|c| c.cmdline = Some("a\0b".to_owned())).is_err());
         assert!(with(|c| c.net = Some(vec![CardConfig::user(); 9])).is_err());
+        assert!(
+            with(|c| c.share = vec![ShareConfig::new("/a/x"), ShareConfig::new("/b/x")]).is_err()
+        );
+        assert!(
+            with(|c| c.share = vec![ShareConfig::new("/a/x"), ShareConfig::new("/b/y")]).is_ok()
+        );
         assert!(with(|_| ()).is_ok());
     }
 }

@@ -69,6 +69,9 @@ pub enum MachineError {
         #[source]
         source: std::io::Error,
     },
+    /// A directory that cannot be shared.
+    #[error("cannot share a directory (see --share)")]
+    Share(#[from] belljar_share::ShareError),
     /// A card cannot be attached to its network.
     #[error("cannot make the network card {card}")]
     Network {

@@ -2,13 +2,14 @@
 //!
 //! A device has the same slot whatever else the machine has, so that a guest finds it again.
 
-use crate::{CardConfig, MachineConfig, MachineError};
+use crate::{CardConfig, MOST_SHARES, MachineConfig, MachineError};
 use belljar_clock::{Clock, Entropy};
 use belljar_devices::interrupts::Interrupts;
 use belljar_devices::layout;
 use belljar_devices::nvme::Nvme;
 use belljar_devices::pci::{Function, HostBridge, LevelSink, MessageSink, PciRoot, SharedLine};
 use belljar_devices::virtio::balloon::{Balloon, BalloonHost};
+use belljar_devices::virtio::fs::Fs;
 use belljar_devices::virtio::net::Net;
 use belljar_devices::virtio::rng::Rng;
 use belljar_devices::virtio::vsock::{Vsock, VsockHost};
@@ -25,6 +26,8 @@ const RNG: usize = 1;
 const NET: usize = 3;
 const BALLOON: usize = 28;
 const VSOCK: usize = 30;
+/// The shared directories, in their order: what cards and virtio disks, however many, leave.
+const SHARES: [usize; MOST_SHARES] = [27, 29, 31];
 
 /// The guest's number for its sockets. There is no other guest that it could be told from.
 const GUEST: u64 = 3;
@@ -165,6 +168,9 @@ impl Expansion {
                 slots.card(index, card, clock, &entropy)?;
             }
             slots.disks(config, memory)?;
+            for (slot, share) in SHARES.into_iter().zip(&config.share) {
+                slots.virtio(slot, "fs", Ok(Fs::new(share)?))?;
+            }
         }
         Ok(Self {
             root: PciRoot::new(slots.functions)?,

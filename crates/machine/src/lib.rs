@@ -34,9 +34,10 @@ mod wiring;
 pub use belljar_block::{DiskConfig, Format as DiskFormat};
 pub use belljar_devices::virtio::vsock::Greetings;
 pub use belljar_net::CardConfig;
+pub use belljar_share::ShareConfig;
 pub use config::{
     BadChoice, ConfigError, ConsoleChoice, DEFAULT_CMDLINE, EngineChoice, MOST_CARDS, MOST_CPUS,
-    MOST_DISKS, MachineConfig, NetChoice,
+    MOST_DISKS, MOST_SHARES, MachineConfig, NetChoice,
 };
 pub use console::{ConsoleInput, ConsoleOutput};
 pub use engines::choose as choose_engine;

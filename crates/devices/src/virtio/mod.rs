@@ -22,6 +22,7 @@ pub mod balloon;
 mod bell;
 pub mod block;
 mod chain;
+pub mod fs;
 pub mod net;
 mod pci;
 mod queue;
