@@ -295,7 +295,12 @@ fn pipes_and_devices_are_seen_and_neither_made_nor_opened() {
     .unwrap();
     let entry = guest.call(LOOKUP, ROOT, &name("pipe")).unwrap();
     assert_eq!(u32_at(&entry, 40 + 60) & 0o170_000, 0o010_000);
-    // Nobody is at the pipe's other end: opening it would wait for ever.
+    // With both ends open here, opening it would not even wait.
+    let _ends = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(directory.path().join("pipe"))
+        .unwrap();
     for flags in [O_RDONLY, O_WRONLY, O_RDWR] {
         assert_eq!(guest.open(u64_at(&entry, 0), flags), Err(EACCES));
     }
