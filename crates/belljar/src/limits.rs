@@ -17,3 +17,20 @@ pub fn raise_descriptors() {
         tracing::debug!(%error, "the limit of descriptors stays as it is");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_process_may_have_what_it_can_get() {
+        let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+        let low = Rlimit {
+            current: maximum.map_or(Some(256), |maximum| Some(maximum.min(256))),
+            maximum,
+        };
+        setrlimit(Resource::Nofile, low).unwrap();
+        raise_descriptors();
+        assert_eq!(getrlimit(Resource::Nofile).current, maximum);
+    }
+}
