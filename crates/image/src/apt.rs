@@ -258,6 +258,12 @@ impl<'a> Apt<'a> {
             .lines()
             .filter_map(|line| line.strip_prefix("E: "))
             .collect();
+        if let Some(file) = errors.iter().find_map(|error| missing_package(error)) {
+            return ImageError::Gone {
+                suite: self.suite.clone(),
+                file: file.to_owned(),
+            };
+        }
         ImageError::Apt {
             command: command.to_owned(),
             suite: self.suite.clone(),
@@ -313,6 +319,16 @@ fn missing_keys(messages: &str) -> Vec<&str> {
     keys
 }
 
+/// The address of a package that apt says the mirror does not have. The security archive of an old
+/// suite drops packages and leaves them in its index.
+fn missing_package(error: &str) -> Option<&str> {
+    let (address, why) = error
+        .strip_prefix("Failed to fetch ")?
+        .split_once(char::is_whitespace)?;
+    let is_deb = Path::new(address).extension().is_some_and(|e| e == "deb");
+    (is_deb && why.trim_start().starts_with("404 ")).then_some(address)
+}
+
 /// Version and dependencies of a package's stanza in the index.
 fn parse_candidate(stanza: &str) -> Option<Candidate> {
     let field = |name: &str| {
@@ -366,6 +382,31 @@ mod tests {
             missing_keys(messages),
             ["6ED0E7B82643E131", "78DBA3BC47EF2265"]
         );
+    }
+
+    #[test]
+    fn a_package_that_the_mirror_dropped_is_told_from_other_failures() {
+        let failed = |rest: &str| format!("Failed to fetch http://mirror.example/pool/{rest}");
+        assert_eq!(
+            missing_package(&failed("a_1.deb  404  Not Found [IP: 192.0.2.1 80]")),
+            Some("http://mirror.example/pool/a_1.deb")
+        );
+        for other in [
+            "a_1.deb  500  Internal Error",
+            "Packages.xz  404  Not Found",
+            "a_1.deb",
+        ] {
+            assert_eq!(missing_package(&failed(other)), None, "{other}");
+        }
+        let progress = Progress::new();
+        let apt = Apt {
+            root: PathBuf::new(),
+            suite: "bullseye".to_owned(),
+            progress: &progress,
+        };
+        let messages = format!("W: x\nE: {}\n", failed("a_1.deb  404  Not Found"));
+        let error = apt.failure("apt-get install", ExitStatus::default(), &messages);
+        assert!(error.to_string().contains("debian:bullseye --no-updates"));
     }
 
     #[test]

@@ -55,6 +55,18 @@ pub enum ImageError {
         /// What apt said.
         message: String,
     },
+    /// The mirror lacks a file that its own index names.
+    #[error(
+        "the mirror does not have {file}, although the package index of the suite {suite} names it; \
+         if that lasts, take the suite without later updates: belljar image build \
+         debian:{suite} --no-updates"
+    )]
+    Gone {
+        /// The suite.
+        suite: String,
+        /// The address of the first such file.
+        file: String,
+    },
     /// The suite lacks a package.
     #[error(
         "the suite {suite} has no package {package}; choose another --suite, or give --kernel and \
