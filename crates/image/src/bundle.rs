@@ -47,8 +47,18 @@ for word in $line; do
   case $word in init=*) init=${word#init=} ;; esac
 done
 uuid=$(cat /root-uuid)
+# Debian 11's busybox has no findfs. The UUID is that of the superblock of ext4, from byte 1128.
+find_root() {
+  for entry in /sys/class/block/*; do
+    device=/dev/${entry##*/}
+    found=$(dd if=\"$device\" bs=8 skip=141 count=2 2> /dev/null | hexdump -v -e '16/1 \"%02x\"')
+    [ \"$found\" = \"$bytes\" ] && return 0
+  done
+  return 1
+}
+bytes=$(echo \"$uuid\" | tr -d -)
 tries=0
-until device=$(findfs UUID=\"$uuid\" 2> /dev/null); do
+until find_root; do
   tries=$((tries + 1))
   if [ $tries -gt 600 ]; then
     echo \"No disk has the root filesystem $uuid.\" > /dev/console
