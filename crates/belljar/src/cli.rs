@@ -9,8 +9,8 @@ use crate::commands::{
 };
 use crate::images::ImageCommand;
 use belljar_machine::{
-    ConfigError, ConsoleChoice, DiskConfig, EngineChoice, MachineConfig, NetChoice, ShareConfig,
-    Size,
+    ConfigError, ConsoleChoice, DiskConfig, EngineChoice, Interface, MachineConfig, NetChoice,
+    ShareConfig, Size,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -132,6 +132,9 @@ pub struct RunOptions {
     /// Begin with a new copy of the image; what the machine's disk held is lost
     #[arg(long, requires = "image")]
     fresh: bool,
+    /// How the guest sees the disk of the image: virtio, nvme [default: virtio]
+    #[arg(long, value_name = "NAME")]
+    root_interface: Option<Interface>,
     /// What runs the guest's code: auto (the best that this host has), translator, interpreter, kvm
     /// [default: auto]
     #[arg(long, value_name = "NAME")]
@@ -210,6 +213,7 @@ impl RunOptions {
         config.engine = self.engine.unwrap_or(config.engine);
         config.image = self.image.or(config.image);
         config.fresh |= self.fresh;
+        config.root_interface = self.root_interface.or(config.root_interface);
         config.kernel = self.kernel.or(config.kernel);
         config.initrd = self.initrd.or(config.initrd);
         config.cmdline = self.cmdline.or(config.cmdline);
@@ -282,6 +286,13 @@ mod tests {
     }
 
     #[test]
+    fn the_root_of_an_image_is_where_the_user_says() {
+        let nvme = config(&["debian:trixie", "--root-interface", "nvme"]).unwrap();
+        assert_eq!(nvme.root_interface, Some(Interface::Nvme));
+        assert!(Cli::try_parse_from(["belljar", "run", "i", "--root-interface", "ide"]).is_err());
+    }
+
+    #[test]
     fn networks_add_up_and_none_is_none() {
         let cards = |arguments: &[&str]| config(arguments).unwrap().net.map(|net| net.len());
         assert_eq!(cards(&[]), None);
@@ -298,6 +309,7 @@ mod tests {
         for arguments in [
             &["--cpus", "0"][..],
             &["--initrd", "i"],
+            &["--root-interface", "nvme"],
             &["--net", "user", "--net", "none"],
             &["--kernel", "k", "--suite", "trixie"],
         ] {

@@ -59,13 +59,26 @@ pub enum Overlay {
 }
 
 /// How a guest sees a disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Interface {
     /// A virtio block device.
     #[default]
     Virtio,
     /// A namespace of an NVMe controller.
     Nvme,
+}
+
+impl FromStr for Interface {
+    type Err = BadDisk;
+
+    fn from_str(text: &str) -> Result<Self, BadDisk> {
+        match text {
+            "virtio" => Ok(Self::Virtio),
+            "nvme" => Ok(Self::Nvme),
+            _ => bad("interface", text, "virtio or nvme"),
+        }
+    }
 }
 
 /// A text that describes no disk.
@@ -138,7 +151,7 @@ impl DiskConfig {
                                 millions";
                 self.iops = Some(number("iops", value, &COUNT_UNITS, expected)?);
             }
-            "interface" => self.interface = interface(value)?,
+            "interface" => self.interface = value.parse()?,
             "serial" => self.serial = Some(serial(value)?),
             _ => return Err(unknown()),
         }
@@ -220,14 +233,6 @@ fn overlay(value: &str) -> Result<Overlay, BadDisk> {
         "" => bad("overlay", value, "tmp or a file"),
         "tmp" => Ok(Overlay::Temporary),
         file => Ok(Overlay::File(file.into())),
-    }
-}
-
-fn interface(value: &str) -> Result<Interface, BadDisk> {
-    match value {
-        "virtio" => Ok(Interface::Virtio),
-        "nvme" => Ok(Interface::Nvme),
-        _ => bad("interface", value, "virtio or nvme"),
     }
 }
 

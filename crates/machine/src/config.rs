@@ -40,6 +40,8 @@ pub struct MachineConfig {
     pub image: Option<String>,
     /// Whether the machine begins with a new copy of the image.
     pub fresh: bool,
+    /// How the guest sees the disk of the image; as a virtio block device if nothing is said.
+    pub root_interface: Option<Interface>,
     /// The kernel: a Linux bzImage, an ELF vmlinux, or a multiboot 1 image.
     pub kernel: Option<PathBuf>,
     /// The initial RAM filesystem.
@@ -74,6 +76,7 @@ impl Default for MachineConfig {
             name: None,
             image: None,
             fresh: false,
+            root_interface: None,
             kernel: None,
             initrd: None,
             cmdline: None,
@@ -121,6 +124,9 @@ impl MachineConfig {
         }
         if self.image.is_some() && (self.kernel.is_some() || self.suite.is_some()) {
             return Err(ConfigError::ImageWithKernel);
+        }
+        if self.image.is_none() && self.root_interface.is_some() {
+            return Err(ConfigError::RootWithoutImage);
         }
         if self.kernel.is_none() && self.initrd.is_some() {
             return Err(ConfigError::InitrdWithoutKernel);
@@ -231,6 +237,9 @@ pub enum ConfigError {
     /// Something to boot besides an image, which has a kernel of its own.
     #[error("an image has its own kernel; it cannot go with --kernel, --initrd or --suite")]
     ImageWithKernel,
+    /// An interface for the disk of an image that there is not.
+    #[error("--root-interface is for the disk of an image: give an image too")]
+    RootWithoutImage,
     /// A suite to take a kernel from although one was given.
     #[error("--suite chooses the guest that Belljar makes itself; it cannot go with --kernel")]
     SuiteWithKernel,
@@ -453,6 +462,8 @@ mod tests {
         let config = MachineConfig {
             console: ConsoleChoice::Unix("/run/c.sock".into()),
             cmdline: Some("quiet".to_owned()),
+            image: Some("debian:trixie".to_owned()),
+            root_interface: Some(Interface::Nvme),
             ..MachineConfig::default()
         };
         let text = toml::to_string(&config).unwrap();
@@ -492,6 +503,7 @@ mod tests {
             assert!(config.validate().is_err(), "{name:?}");
         }
         assert!(with(|c| c.initrd = Some("x".into())).is_err());
+        assert!(with(|c| c.root_interface = Some(Interface::Nvme)).is_err());
         assert!(with(|c| c.cmdline = Some("a\0b".to_owned())).is_err());
         assert!(with(|c| c.net = Some(vec![CardConfig::user(); 9])).is_err());
         assert!(

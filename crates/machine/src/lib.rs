@@ -31,7 +31,7 @@ mod stepped;
 mod vcpu;
 mod wiring;
 
-pub use belljar_block::{DiskConfig, Format as DiskFormat};
+pub use belljar_block::{DiskConfig, Format as DiskFormat, Interface};
 pub use belljar_devices::virtio::vsock::Greetings;
 pub use belljar_net::CardConfig;
 pub use belljar_share::ShareConfig;

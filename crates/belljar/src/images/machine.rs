@@ -4,7 +4,7 @@ use super::runner::{MachineRunner, raw_disk};
 use crate::terminal::message;
 use anyhow::{Context, Result};
 use belljar_image::{FirstBoot, Image, Images, MachineDisks, Recipe, names};
-use belljar_machine::{CardConfig, MachineConfig};
+use belljar_machine::{CardConfig, DiskConfig, MachineConfig};
 
 /// The size of the disk of an image that is built at its first use.
 const SIZE: u64 = 4 << 30;
@@ -44,7 +44,11 @@ pub fn provide(config: &mut MachineConfig, image: &str) -> Result<String> {
         None => disk.cmdline,
     });
     config.net.get_or_insert_with(|| vec![CardConfig::user()]);
-    config.disk.insert(0, raw_disk(disk.disk));
+    let root = DiskConfig {
+        interface: config.root_interface.take().unwrap_or_default(),
+        ..raw_disk(disk.disk)
+    };
+    config.disk.insert(0, root);
     Ok(image.to_owned())
 }
 
