@@ -1,13 +1,11 @@
 //! Boot time against QEMU's TCG: A against B in one run.
 
+use crate::console::Console;
 use crate::machines::Machine;
 use crate::{cargo, root, run as run_command};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Args;
-use std::io::Read;
-use std::process::{Command, Stdio};
-use std::sync::mpsc;
-use std::thread;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 const COMMAND_LINE: &str = "console=ttyS0 quiet";
@@ -62,42 +60,6 @@ pub fn run(options: &Options) -> Result<()> {
 /// Starts a guest and measures the time until its prompt appears on standard output.
 fn time_to_prompt(command: &mut Command) -> Result<Duration> {
     let start = Instant::now();
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .with_context(|| format!("{command:?} did not start"))?;
-    let mut output = child.stdout.take().context("the guest has no output")?;
-    let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
-        let mut bytes = [0; 256];
-        while let Ok(count @ 1..) = output.read(&mut bytes) {
-            if sender.send(bytes[..count].to_vec()).is_err() {
-                break;
-            }
-        }
-    });
-    let mut seen = Vec::new();
-    let reached = loop {
-        let Ok(bytes) = receiver.recv_timeout(LIMIT.saturating_sub(start.elapsed())) else {
-            break false;
-        };
-        seen.extend_from_slice(&bytes);
-        if seen
-            .windows(PROMPT.len())
-            .any(|window| window == PROMPT.as_bytes())
-        {
-            break true;
-        }
-    };
-    let elapsed = start.elapsed();
-    child.kill()?;
-    child.wait()?;
-    ensure!(
-        reached,
-        "no prompt; the console said: {}",
-        String::from_utf8_lossy(&seen)
-    );
-    Ok(elapsed)
+    Console::start(command)?.wait_for(PROMPT, LIMIT)?;
+    Ok(start.elapsed())
 }

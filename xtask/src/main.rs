@@ -1,8 +1,10 @@
 //! Chores of the project: `cargo xtask help` lists them.
 
 mod bench;
+mod console;
 mod fuzz;
 mod images;
+mod io;
 mod machines;
 mod programs;
 mod stress;
@@ -24,7 +26,7 @@ struct Arguments {
 enum Chore {
     /// Runs all tests: units, properties, machines, the host as oracle, and boots of stock kernels
     Test(test::Options),
-    /// Builds images of Debian suites and boots them, which takes minutes each
+    /// Builds images of Debian suites and boots them on virtio and NVMe, which takes minutes each
     TestImages(images::Options),
     /// Boots the default guest with the translator tuned so that rare events happen all the time
     Stress(stress::Options),
@@ -32,6 +34,8 @@ enum Chore {
     BenchBoot(bench::Options),
     /// Times real programs natively, under QEMU's TCG and under Belljar, in turn
     BenchPrograms(programs::Options),
+    /// Measures disks and networks under QEMU's TCG and under Belljar, and Belljar's limits of them
+    BenchIo(io::Options),
     /// Fuzzes the guest-facing parsers, each for a given time
     Fuzz(fuzz::Options),
 }
@@ -74,6 +78,7 @@ fn main() -> Result<()> {
         Chore::Stress(options) => stress::run(&options),
         Chore::BenchBoot(options) => bench::run(&options),
         Chore::BenchPrograms(options) => programs::run(&options),
+        Chore::BenchIo(options) => io::run(&options),
         Chore::Fuzz(options) => fuzz::run(&options),
     }
 }
