@@ -2,12 +2,14 @@
 
 use super::machines::{Limits, Machine, SERIAL};
 use crate::console::Console;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use std::process::Command;
 use std::time::Duration;
 
 /// The longest time that a command may take beside the seconds that it measures.
 const LIMIT: Duration = Duration::from_mins(5);
+/// How often a connection to iperf3 in the guest is tried.
+const ATTEMPTS: u32 = 10;
 /// Where the guest has the disks.
 const VIRTIO: &str = "virtio";
 const NVME: &str = "nvme";
@@ -143,14 +145,20 @@ impl<'a> Session<'a> {
         if is_reverse {
             command.arg("--reverse");
         }
-        let output = command
-            .output()
-            .context("iperf3 cannot be run on this host")?;
-        let printed = String::from_utf8_lossy(&output.stdout);
-        ensure!(output.status.success(), "iperf3 failed: {printed}");
-        let said: serde_json::Value = serde_json::from_str(&printed)?;
-        let rate = said["end"]["sum_received"]["bits_per_second"].as_f64();
-        rate.with_context(|| format!("iperf3 told no rate: {printed}"))
+        let mut printed = String::new();
+        for _ in 0..ATTEMPTS {
+            let output = command
+                .output()
+                .context("iperf3 cannot be run on this host")?;
+            printed = String::from_utf8_lossy(&output.stdout).into_owned();
+            let said: serde_json::Value = serde_json::from_str(&printed)?;
+            if let Some(rate) = said["end"]["sum_received"]["bits_per_second"].as_f64() {
+                return Ok(rate);
+            }
+            // Between two tests the server closes its port for a moment.
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        bail!("iperf3 told no rate: {printed}")
     }
 
     /// What goes through in a machine with limits: what is limited, the limit, and what was found.

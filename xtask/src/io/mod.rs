@@ -63,7 +63,7 @@ pub fn run(options: &Options) -> Result<()> {
         run_command(cargo().args(["build", "--release", "--package", "belljar"]))?;
     }
     let image = image(&program, &options.suite)?;
-    let directory = workspace().join("target/bench-io");
+    let directory = workspace().join(format!("target/bench-io-{}", std::process::id()));
     std::fs::create_dir_all(&directory)?;
     let result = run_all(options, &program, &image, &directory);
     std::fs::remove_dir_all(&directory)?;
