@@ -267,13 +267,15 @@ fn based_on(ins: &Instruction) -> Option<bool> {
 
 /// Whether an instruction writes to its memory operand.
 pub fn writes_memory(info: &mut InstructionInfoFactory, ins: &Instruction) -> bool {
-    if ins.op0_kind() != OpKind::Memory {
-        return false;
-    }
+    ins.op0_kind() == OpKind::Memory && writes_operand(info, ins, 0)
+}
+
+/// Whether an instruction writes to an operand.
+pub fn writes_operand(info: &mut InstructionInfoFactory, ins: &Instruction, operand: u32) -> bool {
     let options =
         InstructionInfoOptions::NO_MEMORY_USAGE | InstructionInfoOptions::NO_REGISTER_USAGE;
     !matches!(
-        info.info_options(ins, options).op0_access(),
+        info.info_options(ins, options).op_access(operand),
         OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess
     )
 }

@@ -28,7 +28,7 @@ use iced_x86::{Instruction, InstructionInfoFactory};
 use std::mem::offset_of;
 
 /// The most instructions of a block.
-pub const MOST: usize = 32;
+pub const MOST: usize = 64;
 
 /// One instruction of the guest.
 #[derive(Clone, Copy, Debug)]
@@ -126,6 +126,8 @@ pub enum Rare {
         /// The jump itself, which raises an exception if the target is not canonical.
         site: u32,
         release: i32,
+        /// Whether the target is code of programs.
+        user: bool,
     },
     /// The environment says where to go; the flags are in the environment.
     Leave { label: Label, exit: Exit },
@@ -551,6 +553,7 @@ impl Block<'_> {
             label,
             site,
             release,
+            user: mode.is_user(),
         });
     }
 
@@ -560,10 +563,16 @@ impl Block<'_> {
         }
     }
 
-    /// Jumps to `label` if the address in RAX is not canonical. Changes R10 and the flags.
-    pub fn check_canonical(&mut self, label: Label) {
+    /// Jumps to `label` if the address in RAX is not canonical, or, of a `user`'s code, not one of the
+    /// lower half. Changes R10 and the flags.
+    pub fn check_canonical(&mut self, label: Label, user: bool) {
         self.held = None;
         self.asm.mov(R10, RAX);
+        if user {
+            self.asm.shr(R10, 47);
+            self.asm.jcc(Cond::NE, label);
+            return;
+        }
         self.asm.shl(R10, 16);
         self.asm.sar(R10, 16);
         self.asm.reg(true, &[0x3b], R10, RAX); // cmp
@@ -598,10 +607,11 @@ impl Block<'_> {
                     label,
                     site,
                     release,
+                    user,
                 } => {
                     self.asm.bind(label);
                     let wrong = self.asm.label();
-                    self.check_canonical(wrong);
+                    self.check_canonical(wrong, user);
                     self.release(release);
                     self.asm.store(Env::target(), RAX);
                     self.leave(Exit::Indirect);

@@ -5,7 +5,7 @@ use crate::asm::{self, Cond, Mem, R10, RAX, at};
 use crate::block::Block;
 use crate::encoding::Encoding;
 use crate::env::Env;
-use crate::flags;
+use crate::flags::{self, Flags};
 use crate::registers::{self, GUEST_RSP, Place, RSP_NUMBER};
 use crate::width::has_address32;
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
@@ -153,9 +153,7 @@ impl Block<'_> {
                 self.jump(ins.near_branch_target());
             }
             Code::Jmp_rm64 | Code::Jmp_rm32 => {
-                self.target(&ins);
-                self.spare_flags(flags::ALL);
-                self.load_word(RAX, Env::temp(1));
+                self.target(&ins, flags::ALL);
                 self.dispatch(0);
             }
             Code::Call_rm64 | Code::Call_rm32 => self.call_indirect(&ins),
@@ -177,9 +175,8 @@ impl Block<'_> {
     }
 
     fn call_indirect(&mut self, ins: &Instruction) {
-        self.target(ins);
-        self.spare_flags(flags::ALL);
-        self.load_word(RAX, Env::temp(1));
+        self.target(ins, flags::ALL);
+        self.store_word(Env::temp(1), RAX);
         if self.wide() {
             // The exception comes before the push.
             self.leave_unless_canonical();
@@ -189,21 +186,25 @@ impl Block<'_> {
         self.dispatch(0);
     }
 
-    /// The target of an indirect jump or call into the second value on its way.
-    fn target(&mut self, ins: &Instruction) {
+    /// Loads the operand of an indirect jump, an indirect call or a PUSH into RAX. The flags that matter
+    /// at `live` are in the environment then.
+    fn target(&mut self, ins: &Instruction, live: Flags) {
         self.held = None;
-        let host = if memory_operand(ins).is_some() {
+        self.spare_flags(live);
+        if memory_operand(ins).is_some() {
             // The group of the instruction is that of its push.
-            self.spare_flags(self.guests[self.now].live);
             let size = self.word() as usize;
             let address = self.address(ins, size);
             self.check(address, size, false);
-            self.load_word(R10, at(R10, 0));
-            R10
-        } else {
-            self.held_in(registers::number(ins.op0_register()), R10)
-        };
-        self.store_word(Env::temp(1), host);
+            self.load_word(RAX, at(R10, 0));
+            return;
+        }
+        match registers::place(registers::number(ins.op0_register())) {
+            Place::Host(host) => self.move_word(RAX, host),
+            Place::Memory => {
+                self.load_word(RAX, Env::gpr(registers::number(ins.op0_register())));
+            }
+        }
     }
 
     fn jump_if_rcx_is_zero(&mut self, ins: &Instruction) {
@@ -282,7 +283,9 @@ impl Block<'_> {
             self.push(Value::Register(registers::number(ins.op0_register())));
             return;
         }
-        self.target(&ins);
+        let live = self.guest().live;
+        self.target(&ins, live);
+        self.store_word(Env::temp(1), RAX);
         self.push(Value::Temp);
     }
 

@@ -24,8 +24,9 @@ impl Effect {
         kills: 0,
     };
 
-    /// The effect of `instruction`.
-    pub fn of(instruction: &Instruction) -> Self {
+    /// The effect of `instruction`. Flags that the manual calls undefined behind it need not be what the
+    /// processor would make of them unless `exact`: what is not exact is overwritten, whatever it was.
+    pub fn of(instruction: &Instruction, exact: bool) -> Self {
         let reads = instruction.rflags_read() as u8 & ALL;
         let modified = instruction.rflags_modified() as u8 & ALL;
         if modified == 0 {
@@ -37,9 +38,9 @@ impl Effect {
                 kills: 0,
             };
         }
-        // What is undefined may depend on what it was, but for the operations whose results all
-        // processors agree on.
-        let undefined = if is_defined(instruction.mnemonic()) {
+        // What is undefined may depend on what it was (IMUL keeps it, on some), but for the operations
+        // whose results all processors agree on.
+        let undefined = if !exact || is_defined(instruction.mnemonic()) {
             0
         } else {
             instruction.rflags_undefined() as u8 & ALL
@@ -98,7 +99,26 @@ mod tests {
     use iced_x86::{Decoder, DecoderOptions};
 
     fn effect(bytes: &[u8]) -> Effect {
-        Effect::of(&Decoder::new(64, bytes, DecoderOptions::NONE).decode())
+        Effect::of(
+            &Decoder::new(64, bytes, DecoderOptions::NONE).decode(),
+            true,
+        )
+    }
+
+    #[test]
+    fn undefined_flags_are_kept_by_exact_code_alone() {
+        // imul eax, ebx leaves SF, ZF, AF and PF undefined.
+        let imul = Decoder::new(64, &[0x0f, 0xaf, 0xc3], DecoderOptions::NONE).decode();
+        assert_ne!(Effect::of(&imul, true).reads, 0);
+        let inexact = Effect {
+            reads: 0,
+            kills: ALL,
+        };
+        assert_eq!(Effect::of(&imul, false), inexact);
+        // rol eax, 5 keeps what it does not define, in any case.
+        let rol = Decoder::new(64, &[0xc1, 0xc0, 5], DecoderOptions::NONE).decode();
+        let kills = Effect::of(&rol, false).kills;
+        assert!(kills != 0 && kills != ALL, "{kills:x}");
     }
 
     #[test]

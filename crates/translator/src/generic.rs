@@ -1,6 +1,6 @@
 //! Innocuous instructions: written anew, with their registers and memory operand replaced.
 
-use crate::access::writes_memory;
+use crate::access::{writes_memory, writes_operand};
 use crate::asm::{self, Mem, R10, RAX, Reg, at};
 use crate::block::{Block, Guest};
 use crate::encoding::{Encoding, Form, REX_W};
@@ -8,7 +8,7 @@ use crate::env::Env;
 use crate::registers::{self, GUEST_RAX, Place, is_high_byte, number};
 use crate::width::{is_absolute_move, is_code32};
 use belljar_passthrough::Unit;
-use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind as K, OpKind, Register};
+use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpCodeOperandKind as K, OpKind, Register};
 
 /// Where an operand stands in the encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,13 +46,114 @@ fn field(kind: K) -> Option<Field> {
     })
 }
 
-/// The same, once the instruction is [`lengthened`].
+/// The same, once the instruction is [`lengthened`] and has been [`freed_of_accumulator`].
 fn field_of(ins: &Instruction, kind: K) -> Option<Field> {
     match ins.code() {
         Code::Inc_r32 | Code::Inc_r16 | Code::Dec_r32 | Code::Dec_r16 => Some(Field::Rm),
         _ if is_absolute_move(ins) => Some(Field::Reg),
+        _ if names_accumulator(ins) && is_accumulator(kind) => Some(Field::Rm),
         _ => field(kind),
     }
+}
+
+/// Whether it is an operation of the accumulator and a constant in the form that is for those alone.
+fn names_accumulator(ins: &Instruction) -> bool {
+    matches!(
+        ins.mnemonic(),
+        Mnemonic::Add
+            | Mnemonic::Or
+            | Mnemonic::Adc
+            | Mnemonic::Sbb
+            | Mnemonic::And
+            | Mnemonic::Sub
+            | Mnemonic::Xor
+            | Mnemonic::Cmp
+            | Mnemonic::Test
+    ) && is_accumulator(ins.op_code().op_kind(0))
+}
+
+const fn is_accumulator(kind: K) -> bool {
+    matches!(kind, K::al | K::ax | K::eax | K::rax)
+}
+
+/// The form with ModRM of an instruction that [`names_accumulator`], whose place is another register
+/// of the host.
+fn freed_of_accumulator<'a>(ins: &Instruction, mut encoding: Encoding<'a>) -> Encoding<'a> {
+    if names_accumulator(ins) {
+        let size = encoding.opcode & 1;
+        // TEST is in the third group, the others in the first in the order of their opcodes.
+        (encoding.opcode, encoding.modrm) = match encoding.opcode {
+            0xa8 | 0xa9 => (0xf6 | size, Some(0xc0)),
+            opcode => (0x80 | size, Some(0xc0 | opcode & 0x38)),
+        };
+    }
+    encoding
+}
+
+/// The encoding with the two registers in each other's field, if it has one and only the register that
+/// it has in ModRM.reg lives in the environment: it can be an operand in memory.
+fn exchanged<'a>(ins: &Instruction, encoding: &Encoding<'a>) -> Option<Encoding<'a>> {
+    let opcode = match (encoding.form, encoding.opcode) {
+        (Form::Legacy(0), opcode @ (0x00..=0x3f | 0x88..=0x8b)) if opcode & 7 < 4 => opcode ^ 2,
+        (Form::Legacy(0), opcode @ (0x84 | 0x85)) => opcode,
+        _ => return None,
+    };
+    let in_memory = |n| {
+        let register = ins.op_register(n);
+        ins.op_kind(n) == OpKind::Register
+            && register.is_gpr()
+            && registers::place(number(register)) == Place::Memory
+    };
+    let code = ins.op_code();
+    let (reg, rm) = if field(code.op_kind(0)) == Some(Field::Reg) {
+        (0, 1)
+    } else {
+        (1, 0)
+    };
+    let two = ins.op_kind(0) == OpKind::Register && ins.op_kind(1) == OpKind::Register;
+    (two && in_memory(reg) && !in_memory(rm)).then_some(Encoding {
+        opcode,
+        ..*encoding
+    })
+}
+
+/// Whether the operand, a register of the environment, can be named as memory in ModRM.rm. What
+/// writes 32 bits of a register would have to clear the others, and what is written in part could not
+/// be read as a whole soon.
+fn can_be_memory(ins: &Instruction, operand: u32, written: bool) -> bool {
+    let size = ins.op_register(operand).size();
+    let own = number(ins.op_register(operand));
+    let twice = (0..ins.op_count()).any(|n| {
+        n != operand && ins.op_kind(n) == OpKind::Register && number(ins.op_register(n)) == own
+    });
+    if written && size != 8 || twice {
+        return false;
+    }
+    matches!(
+        ins.mnemonic(),
+        Mnemonic::Mov
+            | Mnemonic::Movzx
+            | Mnemonic::Movsx
+            | Mnemonic::Movsxd
+            | Mnemonic::Add
+            | Mnemonic::Or
+            | Mnemonic::Adc
+            | Mnemonic::Sbb
+            | Mnemonic::And
+            | Mnemonic::Sub
+            | Mnemonic::Xor
+            | Mnemonic::Cmp
+            | Mnemonic::Test
+            | Mnemonic::Inc
+            | Mnemonic::Dec
+            | Mnemonic::Neg
+            | Mnemonic::Not
+            | Mnemonic::Shl
+            | Mnemonic::Shr
+            | Mnemonic::Sar
+            | Mnemonic::Imul
+            | Mnemonic::Mul
+    ) || ins.condition_code() != ConditionCode::None && ins.op_count() == 2
 }
 
 /// The encoding in 64-bit code of an instruction of 32-bit code. `None` for what few assemblers
@@ -122,19 +223,6 @@ fn uses_rax(mnemonic: Mnemonic) -> bool {
     )
 }
 
-/// Instructions that leave their first operand alone.
-fn only_reads(mnemonic: Mnemonic) -> bool {
-    matches!(
-        mnemonic,
-        Mnemonic::Cmp
-            | Mnemonic::Test
-            | Mnemonic::Bt
-            | Mnemonic::Mul
-            | Mnemonic::Div
-            | Mnemonic::Idiv
-    )
-}
-
 /// What replaces the operands of one instruction.
 #[derive(Clone, Copy, Debug, Default)]
 struct Operands {
@@ -146,7 +234,10 @@ struct Operands {
     rm: Option<Reg>,
     vvvv: Option<Reg>,
     opcode: Option<Reg>,
+    /// The memory operand.
     memory: Option<Mem>,
+    /// A register of the environment that takes the place of `rm`.
+    environment: Option<Mem>,
     high: bool,
     /// A byte register without REX would be another one.
     needs_rex: bool,
@@ -175,7 +266,9 @@ impl Operands {
         None
     }
 
-    fn of(ins: &Instruction) -> Option<Self> {
+    /// The operands of `ins`, whose fields are exchanged if `exchanged`. `written` tells whether an
+    /// operand is written.
+    fn of(ins: &Instruction, exchanged: bool, mut written: impl FnMut(u32) -> bool) -> Option<Self> {
         let mut operands = Self::default();
         let registers = || (0..ins.op_count()).filter(|&n| ins.op_kind(n) == OpKind::Register);
         operands.high = registers().any(|n| is_high_byte(ins.op_register(n)));
@@ -196,9 +289,21 @@ impl Operands {
             if !register.is_gpr() {
                 continue;
             }
-            let Some(field) = field_of(ins, code.op_kind(n)) else {
+            let Some(mut field) = field_of(ins, code.op_kind(n)) else {
                 continue;
             };
+            if exchanged {
+                field = if field == Field::Reg { Field::Rm } else { Field::Reg };
+            }
+            if field == Field::Rm
+                && operands.memory.is_none()
+                && !operands.high
+                && registers::place(number(register)) == Place::Memory
+                && can_be_memory(ins, n, written(n))
+            {
+                operands.environment = Some(Env::gpr(number(register)));
+                continue;
+            }
             let host = if is_high_byte(register) {
                 operands.host(number(register))? + 4
             } else {
@@ -263,10 +368,15 @@ impl Block<'_> {
                 lengthened(&ins, encoding)
             }
         });
-        let Some(encoding) = encoding else {
+        let Some(encoding) = encoding.map(|encoding| freed_of_accumulator(&ins, encoding)) else {
             return false;
         };
-        let Some(mut operands) = Operands::of(&ins) else {
+        let exchanged = exchanged(&ins, &encoding);
+        let is_exchanged = exchanged.is_some();
+        let encoding = exchanged.unwrap_or(encoding);
+        let info = &mut *self.info;
+        let written = |n| writes_operand(info, &ins, n);
+        let Some(mut operands) = Operands::of(&ins, is_exchanged, written) else {
             return false;
         };
         if !self.is_enabled(unit) {
@@ -341,13 +451,13 @@ impl Block<'_> {
             let Some(guest) = guest else {
                 continue;
             };
-            let mentioned = (0..ins.op_count()).any(|n| {
+            let written = (0..ins.op_count()).any(|n| {
                 ins.op_kind(n) == OpKind::Register
                     && ins.op_register(n).is_gpr()
                     && number(ins.op_register(n)) == guest
+                    && writes_operand(self.info, ins, n)
             });
-            let implicit = guest == 0 && uses_rax(ins.mnemonic());
-            if only_reads(ins.mnemonic()) && mentioned && !implicit {
+            if !written && !(guest == 0 && uses_rax(ins.mnemonic())) {
                 continue;
             }
             match registers::place(guest) {
@@ -367,6 +477,9 @@ impl Block<'_> {
     }
 
     fn encode_legacy(&mut self, guest: &Guest, encoding: &Encoding, operands: &Operands) {
+        if operands.environment.is_some() {
+            self.asm.byte(0x65);
+        }
         if encoding.lock {
             self.asm.byte(0xf0);
         }
@@ -382,6 +495,7 @@ impl Block<'_> {
         let rm = operands
             .memory
             .and_then(|memory| memory.base)
+            .or(operands.environment.map(|_| 0))
             .or(operands.rm)
             .or(operands.opcode)
             .unwrap_or(b << 3 | modrm & 7);
@@ -407,7 +521,7 @@ impl Block<'_> {
 
     fn finish(&mut self, _: &Guest, encoding: &Encoding, operands: &Operands, reg: Reg, rm: Reg) {
         if encoding.modrm.is_some() {
-            match operands.memory {
+            match operands.memory.or(operands.environment) {
                 Some(memory) => self.asm.mem_operand(reg, memory),
                 None => self.asm.byte(0xc0 | (reg & 7) << 3 | rm & 7),
             }

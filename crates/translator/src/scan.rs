@@ -49,7 +49,7 @@ impl Fragment<'_> {
                 return false;
             }
             let effect = match kind(core, mode, &ins) {
-                Kind::Innocuous(_) | Kind::Special => Effect::of(&ins),
+                Kind::Innocuous(_) | Kind::Special => Effect::of(&ins, self.exact),
                 Kind::Nothing | Kind::Lea => Effect::default(),
                 _ => return false,
             };
@@ -96,7 +96,7 @@ pub fn scan(
             kind(core, mode, &ins)
         };
         let effect = match kind {
-            Kind::Innocuous(_) | Kind::Special | Kind::System => Effect::of(&ins),
+            Kind::Innocuous(_) | Kind::Special | Kind::System => Effect::of(&ins, source.exact),
             Kind::Nothing | Kind::Lea => Effect::default(),
             Kind::Branch | Kind::Access | Kind::Transfer | Kind::Interpreted => Effect::UNKNOWN,
         };
@@ -113,13 +113,15 @@ pub fn scan(
         }
     }
     let mut live = flags::ALL;
-    if guests.last().is_some_and(|last| leads_on(&last.ins)) {
+    if let Some(target) = leads_on(guests)
+        && !source.exact
+        && source.overwrites_flags(core, mode, target)
+    {
         let last = guests.len() - 1;
-        let ins = guests[last].ins;
-        if !source.exact && source.overwrites_flags(core, mode, ins.near_branch_target()) {
+        if guests[last].kind == Kind::Transfer {
             guests[last].effect = Effect::default();
-            live = 0;
         }
+        live = 0;
     }
     for guest in guests.iter_mut().rev() {
         live = guest.effect.live_before(live);
@@ -136,17 +138,22 @@ pub fn scan(
     })
 }
 
-/// Whether the instruction jumps to or calls a target that it names.
-fn leads_on(ins: &Instruction) -> bool {
-    matches!(
-        ins.code(),
+/// Where the block leads on to, if that is one place that it names: the target of a jump or a call at
+/// its end, or what follows.
+fn leads_on(guests: &[Guest]) -> Option<u64> {
+    let last = guests.last()?;
+    match last.ins.code() {
         Code::Jmp_rel8_64
-            | Code::Jmp_rel32_64
-            | Code::Call_rel32_64
-            | Code::Jmp_rel8_32
-            | Code::Jmp_rel32_32
-            | Code::Call_rel32_32
-    )
+        | Code::Jmp_rel32_64
+        | Code::Call_rel32_64
+        | Code::Jmp_rel8_32
+        | Code::Jmp_rel32_32
+        | Code::Call_rel32_32 => Some(last.ins.near_branch_target()),
+        _ => match last.kind {
+            Kind::Access | Kind::Transfer | Kind::Interpreted => None,
+            _ => Some(last.ins.next_ip()),
+        },
+    }
 }
 
 fn kind(core: &Core, mode: Mode, ins: &Instruction) -> Kind {

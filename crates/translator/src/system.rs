@@ -190,7 +190,7 @@ impl Block<'_> {
     /// Leaves for the interpreter if the address in RAX is not canonical. Changes R10 and the flags.
     pub fn leave_unless_canonical(&mut self) {
         let label = self.asm.label();
-        self.check_canonical(label);
+        self.check_canonical(label, self.mode.is_user());
         self.leave_at(label);
     }
 
