@@ -96,8 +96,56 @@ impl Entry {
     }
 }
 
-/// The entries of all sets: those of set `s` begin at index `s * SIZE`.
-pub type Entries = [Entry; SIZE * SETS];
+/// Near copies of each set.
+pub const NEAR: usize = 32;
+
+/// A right to one page that generated code has copied from its set, to find it without a look at the
+/// page number. Generated code fills it; the TLB empties it before the entry that it comes from changes.
+///
+/// An empty one has a tag that is no canonical address, and a host address that is none either: who
+/// finds it, by an address that is as wrong, gets the host's exception.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Near {
+    /// Linear address of the page.
+    pub tag: u64,
+    /// Host address of the page.
+    pub host: usize,
+}
+
+impl Near {
+    const EMPTY: Self = Self {
+        tag: 1 << 63,
+        host: 1 << 63,
+    };
+}
+
+/// A near copy of the right to read and one of the right to write.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(32))]
+pub struct NearPair {
+    /// The page that may be read.
+    pub read: Near,
+    /// The page that may be written without notice.
+    pub write: Near,
+}
+
+impl NearPair {
+    const EMPTY: Self = Self {
+        read: Near::EMPTY,
+        write: Near::EMPTY,
+    };
+}
+
+/// What the TLB consists of, where generated code finds it.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Entries {
+    /// The entries of all sets: those of set `s` begin at index `s * SIZE`.
+    pub all: [Entry; SIZE * SETS],
+    /// The near copies of each set.
+    pub near: [[NearPair; NEAR]; SETS],
+}
 
 /// Where the entries lie.
 #[derive(Debug)]
@@ -194,10 +242,16 @@ pub struct Tlb {
 impl Tlb {
     /// An empty TLB.
     pub(crate) fn new() -> Self {
-        let entries: Box<[Entry]> = (0..SIZE * SETS).map(Entry::empty).collect();
-        let entries = entries
-            .try_into()
-            .expect("the vector was made with this length");
+        let mut entries = Box::<Entries>::new_uninit();
+        let start = entries.as_mut_ptr();
+        // SAFETY: all fields of the new object are written, and none is read before.
+        let entries = unsafe {
+            for index in 0..SIZE * SETS {
+                (&raw mut (*start).all[index]).write(Entry::empty(index));
+            }
+            (&raw mut (*start).near).write([[NearPair::EMPTY; NEAR]; SETS]);
+            entries.assume_init()
+        };
         Self::with(Table::Own(entries), SIZE)
     }
 
@@ -210,9 +264,10 @@ impl Tlb {
     pub unsafe fn within(entries: NonNull<Entries>, size: usize) -> Self {
         let usable = size.is_power_of_two() && (LEAST_SIZE..=SIZE).contains(&size);
         let mut tlb = Self::with(Table::Lent(entries), if usable { size } else { SIZE });
-        for (index, entry) in tlb.entries.iter_mut().enumerate() {
+        for (index, entry) in tlb.entries.all.iter_mut().enumerate() {
             *entry = Entry::empty(index);
         }
+        tlb.empty_near();
         tlb
     }
 
@@ -243,13 +298,13 @@ impl Tlb {
     /// The only entry of the chosen set that may hold `linear`.
     #[inline(always)]
     pub fn entry(&self, linear: u64) -> &Entry {
-        &self.entries[(self.chosen + self.slot(linear)) % (SIZE * SETS)]
+        &self.entries.all[(self.chosen + self.slot(linear)) % (SIZE * SETS)]
     }
 
     /// The only entry of `set` that may hold `linear`.
     #[inline]
     pub fn entry_in(&self, set: Set, linear: u64) -> &Entry {
-        &self.entries[set as usize * SIZE + self.slot(linear)]
+        &self.entries.all[set as usize * SIZE + self.slot(linear)]
     }
 
     /// Enters a translation: `host` is the address of `linear` itself.
@@ -265,13 +320,15 @@ impl Tlb {
         let page = linear & !OFFSET_MASK;
         let host = host as usize & !(OFFSET_MASK as usize);
         let index = set as usize * SIZE + self.slot(linear);
-        let entry = &mut self.entries[index];
+        let entry = self.entries.all[index];
         if !entry.holds(page) || entry.host != host {
-            *entry = Entry {
+            self.drop_near(set, &entry);
+            self.entries.all[index] = Entry {
                 host,
                 ..Entry::empty(index)
             };
         }
+        let entry = &mut self.entries.all[index];
         if access == Access::Fetch {
             entry.fetch = page;
         } else {
@@ -295,6 +352,32 @@ impl Tlb {
         }
     }
 
+    /// Empties all near copies.
+    fn empty_near(&mut self) {
+        self.entries.near = [[NearPair::EMPTY; NEAR]; SETS];
+    }
+
+    /// Empties the near copies of an entry of `set`.
+    fn drop_near(&mut self, set: Set, entry: &Entry) {
+        for pair in &mut self.entries.near[set as usize] {
+            if pair.read.tag == entry.read {
+                pair.read = Near::EMPTY;
+            }
+            if pair.write.tag == entry.write {
+                pair.write = Near::EMPTY;
+            }
+        }
+    }
+
+    /// Empties the near copies of rights to write to the page at `host`, or to any.
+    fn drop_near_writes(&mut self, host: Option<*mut u8>) {
+        for pair in self.entries.near.iter_mut().flatten() {
+            if host.is_none_or(|host| pair.write.host == host as usize) {
+                pair.write = Near::EMPTY;
+            }
+        }
+    }
+
     /// Whether the translation of `linear` that `set` holds is global.
     pub fn is_global(&self, set: Set, linear: u64) -> bool {
         let index = set as usize * SIZE + self.slot(linear);
@@ -309,7 +392,7 @@ impl Tlb {
     /// Drops everything.
     pub fn flush_all(&mut self) {
         for index in self.global.drain(..) {
-            self.entries[usize::from(index)] = Entry::empty(usize::from(index));
+            self.entries.all[usize::from(index)] = Entry::empty(usize::from(index));
         }
         self.listed_global.clear();
         self.flush_non_global();
@@ -318,9 +401,10 @@ impl Tlb {
 
     /// Drops everything but global translations.
     pub fn flush_non_global(&mut self) {
+        self.empty_near();
         for index in self.non_global.drain(..) {
             let index = usize::from(index);
-            self.entries[index] = Entry::empty(index);
+            self.entries.all[index] = Entry::empty(index);
             self.listed_non_global.set(index, false);
         }
     }
@@ -331,19 +415,21 @@ impl Tlb {
             self.flush_range(linear & !(size - 1), size);
         }
         let page = linear & !OFFSET_MASK;
-        for set in 0..SETS {
-            let index = set * SIZE + self.slot(linear);
-            let entry = &mut self.entries[index];
+        for set in [Set::Supervisor, Set::SupervisorAc, Set::User] {
+            let index = set as usize * SIZE + self.slot(linear);
+            let entry = self.entries.all[index];
             if entry.holds(page) {
-                *entry = Entry::empty(index);
+                self.drop_near(set, &entry);
+                self.entries.all[index] = Entry::empty(index);
             }
         }
     }
 
     /// Drops what lies in the `size` bytes from `start` on.
     fn flush_range(&mut self, start: u64, size: u64) {
+        self.empty_near();
         let within = |tag: u64| !is_invalid(tag) && tag.wrapping_sub(start) < size;
-        for (index, entry) in self.entries.iter_mut().enumerate() {
+        for (index, entry) in self.entries.all.iter_mut().enumerate() {
             if within(entry.read) || within(entry.write) || within(entry.fetch) {
                 *entry = Entry::empty(index);
             }
@@ -353,8 +439,9 @@ impl Tlb {
     /// Drops the right to write to the page at `host` through the fast path; tells whether there
     /// was one.
     pub fn drop_writes(&mut self, host: *mut u8) -> bool {
+        self.drop_near_writes(Some(host));
         let mut any = false;
-        for (index, entry) in self.entries.iter_mut().enumerate() {
+        for (index, entry) in self.entries.all.iter_mut().enumerate() {
             if entry.written() == Some(host) {
                 entry.write = invalid(index);
                 any = true;
@@ -365,7 +452,8 @@ impl Tlb {
 
     /// Drops the right to write through the fast path to every page; tells where those were.
     pub fn drop_all_writes(&mut self, mut dropped: impl FnMut(*mut u8)) {
-        for (index, entry) in self.entries.iter_mut().enumerate() {
+        self.drop_near_writes(None);
+        for (index, entry) in self.entries.all.iter_mut().enumerate() {
             if let Some(host) = entry.written() {
                 entry.write = invalid(index);
                 dropped(host);

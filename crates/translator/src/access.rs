@@ -7,12 +7,13 @@
 //! the page alike. What misses fills the TLB and tries again, or is left to the interpreter: a page
 //! that is not RAM, that holds code, or that faults, and an operand that lies in two pages.
 
-use crate::asm::{self, Alu, Cond, Mem, R10, RAX, at, env, env_at};
+use crate::asm::{self, Alu, Cond, Label, Mem, R10, RAX, RCX, at, env, env_at};
 use crate::block::{Block, Rare};
 use crate::env::Env;
 use crate::groups::Member;
+use crate::near::Near;
 use crate::registers::{self, Place};
-use belljar_interpreter::tlb::Entry;
+use belljar_interpreter::tlb::{self, Entry};
 use iced_x86::{
     Instruction, InstructionInfoFactory, InstructionInfoOptions, OpAccess, OpKind, Register,
 };
@@ -57,7 +58,10 @@ impl Block<'_> {
         }
         self.spare_flags(guest.live);
         let address = self.address(&guest.ins, size);
-        self.check(address, size, write);
+        match (guest.near, address) {
+            (Some(near), Address::Computed) => self.check_near(near, size, write),
+            _ => self.check(address, size, write),
+        }
         at(R10, 0)
     }
 
@@ -75,15 +79,15 @@ impl Block<'_> {
         let bit = 1 << number;
         if self.checked & bit == 0 {
             self.checked |= bit;
-            let live = self.guest().live;
-            self.spare_flags(live);
+            let guest = *self.guest();
+            self.spare_flags(guest.live);
             compute(self, group.start);
             let sites = self.tables.sites.len();
-            self.check(
-                Address::Computed,
-                (group.end - group.start) as usize,
-                group.write,
-            );
+            let span = (group.end - group.start) as usize;
+            match guest.near {
+                Some(near) => self.check_near(near, span, group.write),
+                None => self.check(Address::Computed, span, group.write),
+            }
             // If it reads what is to be written later, its own fault would be another.
             let access = (size <= PLAIN && write == group.write)
                 .then(|| u8::try_from(member.offset - group.start).ok())
@@ -204,16 +208,6 @@ impl Block<'_> {
 
     /// Turns an address into one of the host, in R10. Changes RAX and the flags.
     pub fn check(&mut self, address: Address, size: usize, write: bool) {
-        let set = self.mode.set() as usize;
-        let tag = Env::tlb_field(
-            set,
-            if write {
-                offset_of!(Entry, write)
-            } else {
-                offset_of!(Entry, read)
-            },
-        );
-        let host = Env::tlb_field(set, HOST);
         self.held = None;
         let retry = self.asm.label();
         let (tag, host) = match address {
@@ -221,30 +215,17 @@ impl Block<'_> {
                 self.asm.mov_imm(R10, value);
                 self.asm.bind(retry);
                 let slot = (value >> 12) as usize % self.tuning.tlb_entries * size_of::<Entry>();
+                let [tag, host] = self.tlb_fields(write);
                 (env(tag + slot), env(host + slot))
             }
             Address::Computed => {
                 self.asm.bind(retry);
-                if self.bmi2 {
-                    self.asm.rorx32(RAX, R10, SHIFT);
-                } else {
-                    self.asm.mov32(RAX, R10);
-                    self.asm.shr32(RAX, SHIFT);
-                }
-                let mask = (self.tuning.tlb_entries - 1) * size_of::<Entry>();
-                self.asm.alu_imm(Alu::And, false, RAX, mask as i32);
-                (env_at(RAX, tag), env_at(RAX, host))
+                self.find_entry(write)
             }
         };
-        self.asm.alu_mem(Alu::Sub, true, R10, tag);
-        self.asm.alu_imm(Alu::Cmp, true, R10, 4096 - size as i32);
-        let label = self.asm.label();
-        self.asm.jcc(Cond::A, label);
+        let label = self.compare(tag, size);
         self.asm.alu_mem(Alu::Add, true, R10, host);
-        let site = self.site();
-        if size <= PLAIN {
-            self.tables.sites[site as usize].access = Some(0);
-        }
+        let site = self.access_site(size);
         self.rare.push(Rare::Miss {
             label,
             retry,
@@ -253,6 +234,115 @@ impl Block<'_> {
             write,
             tag,
         });
+    }
+
+    /// The same of the address in R10 by a near copy.
+    pub fn check_near(&mut self, near: Near, size: usize, write: bool) {
+        self.held = None;
+        let copy = Env::near(self.mode.set() as usize, near.copy(), write);
+        let label = self.compare(env(copy + offset_of!(tlb::Near, tag)), size);
+        self.asm
+            .alu_mem(Alu::Add, true, R10, env(copy + offset_of!(tlb::Near, host)));
+        let done = self.asm.label();
+        self.asm.bind(done);
+        self.may_raise = true;
+        let site = self.access_site(size);
+        self.rare.push(Rare::Far {
+            label,
+            done,
+            near: copy,
+            site,
+            size,
+            write,
+        });
+    }
+
+    /// Subtracts a tag from the address in R10 and jumps to the label unless that leaves an offset at
+    /// which `size` bytes lie in the page.
+    fn compare(&mut self, tag: Mem, size: usize) -> Label {
+        self.asm.alu_mem(Alu::Sub, true, R10, tag);
+        self.asm.alu_imm(Alu::Cmp, true, R10, 4096 - size as i32);
+        let label = self.asm.label();
+        self.asm.jcc(Cond::A, label);
+        label
+    }
+
+    /// Offsets in the environment of the tag and the host's address in the entry 0 of the mode's set.
+    fn tlb_fields(&self, write: bool) -> [usize; 2] {
+        let tag = if write {
+            offset_of!(Entry, write)
+        } else {
+            offset_of!(Entry, read)
+        };
+        [tag, HOST].map(|field| Env::tlb_field(self.mode.set() as usize, field))
+    }
+
+    /// The tag and the host's address in the entry for the address in R10, by way of RAX.
+    fn find_entry(&mut self, write: bool) -> (Mem, Mem) {
+        if self.bmi2 {
+            self.asm.rorx32(RAX, R10, SHIFT);
+        } else {
+            self.asm.mov32(RAX, R10);
+            self.asm.shr32(RAX, SHIFT);
+        }
+        let mask = (self.tuning.tlb_entries - 1) * size_of::<Entry>();
+        self.asm.alu_imm(Alu::And, false, RAX, mask as i32);
+        let [tag, host] = self.tlb_fields(write);
+        (env_at(RAX, tag), env_at(RAX, host))
+    }
+
+    fn access_site(&mut self, size: usize) -> u32 {
+        let site = self.site();
+        if size <= PLAIN {
+            self.tables.sites[site as usize].access = Some(0);
+        }
+        site
+    }
+
+    /// Has the TLB filled for an access whose address, less `tag`, is in R10.
+    pub fn refill(&mut self, site: u32, size: usize, write: bool, tag: Mem) {
+        self.asm.alu_mem(Alu::Add, true, R10, tag);
+        self.asm.store_imm32(Env::site(), site);
+        self.asm.mov_imm(RAX, size as u64);
+        self.asm.call_to(if write {
+            self.stubs.refill_write
+        } else {
+            self.stubs.refill_read
+        });
+    }
+
+    /// Looks into the TLB for an access whose address, less the tag of a near copy, is in R10, and makes
+    /// the copy one of what it finds.
+    pub fn approach(&mut self, near: usize, site: u32, size: usize, write: bool) {
+        let near_tag = env(near + offset_of!(tlb::Near, tag));
+        let near_host = env(near + offset_of!(tlb::Near, host));
+        self.asm.alu_mem(Alu::Add, true, R10, near_tag);
+        let retry = self.asm.label();
+        self.asm.bind(retry);
+        let (tag, host) = self.find_entry(write);
+        let missed = self.compare(tag, size);
+        self.asm.push(RCX);
+        self.asm.load(RCX, tag);
+        self.asm.store(near_tag, RCX);
+        self.asm.load(RCX, host);
+        self.asm.store(near_host, RCX);
+        self.asm.alu_mem(Alu::Add, true, R10, host);
+        self.asm.pop(RCX);
+        let found = self.asm.label();
+        self.asm.jmp(found);
+        self.asm.bind(missed);
+        self.refill(site, size, write, tag);
+        self.asm.jmp(retry);
+        self.asm.bind(found);
+    }
+
+    /// Lists the instruction that follows, the first access of a check, if the host may raise an
+    /// exception for it.
+    pub fn list_access(&mut self) {
+        if std::mem::take(&mut self.may_raise) {
+            let site = self.site();
+            self.tables.faults.push((self.asm.here(), site));
+        }
     }
 }
 

@@ -20,6 +20,7 @@ use crate::exit::Exit;
 use crate::flags::{self, Effect, Flags};
 use crate::groups::{Group, Member};
 use crate::mode::Mode;
+use crate::near::Near;
 use crate::stubs::Stubs;
 use crate::tables::{Cell, Entry, Link, Loc, Site, Tables};
 use crate::tuning::Tuning;
@@ -45,6 +46,8 @@ pub struct Guest {
     pub live: Flags,
     /// The group of its memory access.
     pub member: Option<Member>,
+    /// Whether its memory access stays near to where it was.
+    pub near: Option<Near>,
 }
 
 /// How an instruction is translated.
@@ -108,6 +111,16 @@ pub enum Rare {
         /// The TLB's tag that was subtracted from the address in R10.
         tag: asm::Mem,
     },
+    /// An access is not where the near copy is.
+    Far {
+        label: Label,
+        done: Label,
+        /// Offset of the near copy in the environment.
+        near: usize,
+        site: u32,
+        size: usize,
+        write: bool,
+    },
     /// A direct jump.
     Jump {
         label: Label,
@@ -167,6 +180,8 @@ pub struct Block<'a> {
     pub checked: u16,
     /// The group whose address is in R10.
     pub held: Option<u8>,
+    /// The next access may raise an exception of the host: its address came of a near copy.
+    pub may_raise: bool,
     pub rare: Vec<Rare>,
 }
 
@@ -593,15 +608,20 @@ impl Block<'_> {
                     tag,
                 } => {
                     self.asm.bind(label);
-                    self.asm.alu_mem(Alu::Add, true, R10, tag);
-                    self.asm.store_imm32(Env::site(), site);
-                    self.asm.mov_imm(RAX, size as u64);
-                    self.asm.call_to(if write {
-                        self.stubs.refill_write
-                    } else {
-                        self.stubs.refill_read
-                    });
+                    self.refill(site, size, write, tag);
                     self.asm.jmp(retry);
+                }
+                Rare::Far {
+                    label,
+                    done,
+                    near,
+                    site,
+                    size,
+                    write,
+                } => {
+                    self.asm.bind(label);
+                    self.approach(near, site, size, write);
+                    self.asm.jmp(done);
                 }
                 Rare::Indirect {
                     label,

@@ -10,6 +10,7 @@ use crate::env::Env;
 use crate::groups::{self, Group};
 use crate::mixer::Mixer;
 use crate::mode::Mode;
+use crate::near;
 use crate::recent::Recent;
 use crate::scan::{Fragment, scan};
 use crate::stubs::{self, Stubs};
@@ -130,6 +131,7 @@ pub struct Cache {
     bmi2: bool,
     guests: Vec<Guest>,
     rare: Vec<Rare>,
+    dealer: near::Dealer,
     /// What happened.
     pub counts: Counts,
 }
@@ -196,6 +198,7 @@ impl Cache {
             bmi2: is_x86_feature_detected!("bmi2"),
             guests: Vec::new(),
             rare: Vec::new(),
+            dealer: near::Dealer::default(),
             counts: Counts::default(),
         })
     }
@@ -413,8 +416,9 @@ impl Cache {
         })
     }
 
-    /// The groups of the block in `guests`.
+    /// The groups of the block in `guests`, whose accesses that stay near are found, too.
     fn groups(&mut self, key: &Key, rip: u64) -> Vec<Group> {
+        near::find(&mut self.guests, &mut self.dealer);
         let info = &mut self.info;
         if key.mode.is_narrow() {
             for guest in &mut self.guests {
@@ -469,6 +473,7 @@ impl Cache {
             groups,
             checked: 0,
             held: None,
+            may_raise: false,
             rare: std::mem::take(&mut self.rare),
         };
         let layout = block.translate(next);

@@ -168,6 +168,7 @@ impl Block<'_> {
                 let place = self.stack_top(0, false);
                 // Saving the flags changes RAX.
                 self.spare_flags(flags::ALL);
+                self.list_access();
                 self.load_word(RAX, place);
                 self.dispatch(self.word() + more);
             }
@@ -233,16 +234,19 @@ impl Block<'_> {
 
     /// The same, `offset` from a register of the host.
     fn stack_word(&mut self, base: asm::Reg, offset: i32, write: bool) -> Mem {
-        if let Some(member) = self.guest().member {
-            let size = self.word() as usize;
+        let guest = *self.guest();
+        let size = self.word() as usize;
+        if let Some(member) = guest.member {
             return self.shared(member, size, write, |block, start| {
                 block.lea_word(R10, at(base, start));
             });
         }
-        let live = self.guest().live;
-        self.spare_flags(live);
+        self.spare_flags(guest.live);
         self.lea_word(R10, at(base, offset));
-        self.check(Address::Computed, self.word() as usize, write);
+        match guest.near {
+            Some(near) => self.check_near(near, size, write),
+            None => self.check(Address::Computed, size, write),
+        }
         at(R10, 0)
     }
 
@@ -252,25 +256,31 @@ impl Block<'_> {
         match value {
             Value::Register(number) => {
                 let host = self.held_in(number, RAX);
+                self.list_access();
                 self.store_word(place, host);
             }
             Value::Code(address) if self.mode.is_relative() => {
                 self.load_address(RAX, address);
+                self.list_access();
                 self.store_word(place, RAX);
             }
             Value::Constant(value) | Value::Code(value) if !self.wide() => {
+                self.list_access();
                 self.asm.store_imm32(place, value as u32);
             }
             Value::Constant(value) | Value::Code(value) => {
                 if let Ok(value) = i32::try_from(value as i64) {
+                    self.list_access();
                     self.asm.store_imm64(place, value);
                 } else {
                     self.asm.mov_imm(RAX, value);
+                    self.list_access();
                     self.store_word(place, RAX);
                 }
             }
             Value::Temp => {
                 self.load_word(RAX, Env::temp(1));
+                self.list_access();
                 self.store_word(place, RAX);
             }
         }
@@ -291,6 +301,7 @@ impl Block<'_> {
 
     fn pop(&mut self, number: u8) {
         let place = self.stack_top(0, false);
+        self.list_access();
         match registers::place(number) {
             Place::Host(host) => self.load_word(host, place),
             Place::Memory => {

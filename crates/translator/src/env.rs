@@ -2,7 +2,7 @@
 
 use crate::asm::{Mem, env};
 use belljar_interpreter::InterpreterVcpu;
-use belljar_interpreter::tlb::{Entries, Entry};
+use belljar_interpreter::tlb::{Entries, Entry, NEAR, NearPair};
 use belljar_x86::CpuState;
 use belljar_x86::state::VectorState;
 use std::mem::offset_of;
@@ -182,7 +182,19 @@ impl Env {
 
     /// Offset of field `offset` of the entry 0 of the TLB's set `set`.
     pub const fn tlb_field(set: usize, offset: usize) -> usize {
-        offset_of!(Env, tlb) + set * belljar_interpreter::tlb::SIZE * size_of::<Entry>() + offset
+        offset_of!(Env, tlb.all)
+            + set * belljar_interpreter::tlb::SIZE * size_of::<Entry>()
+            + offset
+    }
+
+    /// Offset of a near copy of the TLB's set `set`, of the right to write or to read.
+    pub const fn near(set: usize, number: usize, write: bool) -> usize {
+        let right = if write {
+            offset_of!(NearPair, write)
+        } else {
+            offset_of!(NearPair, read)
+        };
+        offset_of!(Env, tlb.near) + (set * NEAR + number) * size_of::<NearPair>() + right
     }
 
     /// The host's address that the accesses of a group share.

@@ -8,7 +8,9 @@ use crate::env::Env;
 use crate::registers::{self, GUEST_RAX, Place, is_high_byte, number};
 use crate::width::{is_absolute_move, is_code32};
 use belljar_passthrough::Unit;
-use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpCodeOperandKind as K, OpKind, Register};
+use iced_x86::{
+    Code, ConditionCode, Instruction, Mnemonic, OpCodeOperandKind as K, OpKind, Register,
+};
 
 /// Where an operand stands in the encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -268,7 +270,11 @@ impl Operands {
 
     /// The operands of `ins`, whose fields are exchanged if `exchanged`. `written` tells whether an
     /// operand is written.
-    fn of(ins: &Instruction, exchanged: bool, mut written: impl FnMut(u32) -> bool) -> Option<Self> {
+    fn of(
+        ins: &Instruction,
+        exchanged: bool,
+        mut written: impl FnMut(u32) -> bool,
+    ) -> Option<Self> {
         let mut operands = Self::default();
         let registers = || (0..ins.op_count()).filter(|&n| ins.op_kind(n) == OpKind::Register);
         operands.high = registers().any(|n| is_high_byte(ins.op_register(n)));
@@ -293,7 +299,11 @@ impl Operands {
                 continue;
             };
             if exchanged {
-                field = if field == Field::Reg { Field::Rm } else { Field::Reg };
+                field = if field == Field::Reg {
+                    Field::Rm
+                } else {
+                    Field::Reg
+                };
             }
             if field == Field::Rm
                 && operands.memory.is_none()
@@ -399,10 +409,12 @@ impl Block<'_> {
         self.flags_in();
         self.load_operands(&ins, &operands);
         if may_fault(&ins, unit) {
+            self.may_raise = false;
             let site = self.site();
             let here = self.asm.here();
             self.tables.faults.push((here, site));
         }
+        self.list_access();
         self.encode(&guest, &encoding, &operands);
         self.flags_out();
         self.store_operands(&ins, &operands);

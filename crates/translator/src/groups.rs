@@ -169,7 +169,7 @@ fn stack(ins: &Instruction, words: i64, write: bool) -> Access {
 }
 
 /// Whether an instruction that is translated by hand pushes a word.
-fn pushes(code: Code) -> bool {
+pub fn pushes(code: Code) -> bool {
     matches!(
         code,
         Code::Push_r64
@@ -187,6 +187,19 @@ fn pushes(code: Code) -> bool {
     )
 }
 
+/// Whether one pops a word.
+pub fn pops(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Pop_r64
+            | Code::Retnq
+            | Code::Retnq_imm16
+            | Code::Pop_r32
+            | Code::Retnd
+            | Code::Retnd_imm16
+    )
+}
+
 /// The access of an instruction that may be in a group.
 fn access(
     guest: &Guest,
@@ -196,15 +209,7 @@ fn access(
     let ins = &guest.ins;
     match (guest.kind, ins.code()) {
         (Kind::Special | Kind::Transfer, code) if pushes(code) => Some(stack(ins, -1, true)),
-        (
-            Kind::Special | Kind::Transfer,
-            Code::Pop_r64
-            | Code::Retnq
-            | Code::Retnq_imm16
-            | Code::Pop_r32
-            | Code::Retnd
-            | Code::Retnd_imm16,
-        ) => Some(stack(ins, 0, false)),
+        (Kind::Special | Kind::Transfer, code) if pops(code) => Some(stack(ins, 0, false)),
         (Kind::Special, Code::Leaveq | Code::Leaved) => Some(Access {
             root: Root {
                 base: RBP_NUMBER,
@@ -267,32 +272,40 @@ fn is_root(ins: &Instruction, register: Register) -> bool {
 
 /// What becomes of the roots after an instruction.
 fn change_roots(open: &mut Vec<Open>, guest: &Guest) {
+    changes(guest, |register, added| match added {
+        Some(amount) => add(open, register, amount),
+        None => forget(open, register),
+    });
+}
+
+/// Tells which registers an instruction changes, and what it adds to them if it does no more.
+pub fn changes(guest: &Guest, mut changed: impl FnMut(u8, Option<i64>)) {
     let ins = &guest.ins;
     match ins.code() {
-        code if pushes(code) => return add(open, RSP_NUMBER, -word(ins)),
-        Code::Pushfd | Code::Pushfq => return add(open, RSP_NUMBER, -word(ins)),
+        code if pushes(code) => return changed(RSP_NUMBER, Some(-word(ins))),
+        Code::Pushfd | Code::Pushfq => return changed(RSP_NUMBER, Some(-word(ins))),
         Code::Pop_r64 | Code::Pop_r32 => {
-            add(open, RSP_NUMBER, word(ins));
-            return forget(open, registers::number(ins.op0_register()));
+            changed(RSP_NUMBER, Some(word(ins)));
+            return changed(registers::number(ins.op0_register()), None);
         }
-        Code::Popfq | Code::Popfd => return add(open, RSP_NUMBER, word(ins)),
+        Code::Popfq | Code::Popfd => return changed(RSP_NUMBER, Some(word(ins))),
         Code::Leaveq | Code::Leaved => {
-            forget(open, RSP_NUMBER);
-            return forget(open, RBP_NUMBER);
+            changed(RSP_NUMBER, None);
+            return changed(RBP_NUMBER, None);
         }
         _ => {}
     }
     if let Some((register, amount)) = addition(ins) {
-        return add(open, register, amount);
+        return changed(register, Some(amount));
     }
     for n in 0..ins.op_count().min(2) {
         let written = n == 0 || writes_second(ins.mnemonic());
         if written && ins.op_kind(n) == OpKind::Register && ins.op_register(n).is_gpr() {
-            forget(open, registers::number(ins.op_register(n)));
+            changed(registers::number(ins.op_register(n)), None);
         }
     }
     for &register in implied(ins) {
-        forget(open, register);
+        changed(register, None);
     }
 }
 

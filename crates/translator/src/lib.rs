@@ -23,6 +23,7 @@ mod groups;
 mod gs;
 mod mixer;
 mod mode;
+mod near;
 mod privilege;
 mod quick;
 mod readings;

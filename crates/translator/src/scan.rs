@@ -107,6 +107,7 @@ pub fn scan(
             effect,
             live: 0,
             member: None,
+            near: None,
         });
         if matches!(kind, Kind::Access | Kind::Transfer | Kind::Interpreted) {
             break;
