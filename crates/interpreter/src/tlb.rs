@@ -147,6 +147,22 @@ pub struct Entries {
     pub near: [[NearPair; NEAR]; SETS],
 }
 
+impl Entries {
+    /// Entries that hold nothing.
+    fn new() -> Box<Self> {
+        let mut entries = Box::<Self>::new_uninit();
+        let start = entries.as_mut_ptr();
+        // SAFETY: all fields of the new object are written, and none is read before.
+        unsafe {
+            for index in 0..SIZE * SETS {
+                (&raw mut (*start).all[index]).write(Entry::empty(index));
+            }
+            (&raw mut (*start).near).write([[NearPair::EMPTY; NEAR]; SETS]);
+            entries.assume_init()
+        }
+    }
+}
+
 /// Where the entries lie.
 #[derive(Debug)]
 enum Table {
@@ -242,17 +258,7 @@ pub struct Tlb {
 impl Tlb {
     /// An empty TLB.
     pub(crate) fn new() -> Self {
-        let mut entries = Box::<Entries>::new_uninit();
-        let start = entries.as_mut_ptr();
-        // SAFETY: all fields of the new object are written, and none is read before.
-        let entries = unsafe {
-            for index in 0..SIZE * SETS {
-                (&raw mut (*start).all[index]).write(Entry::empty(index));
-            }
-            (&raw mut (*start).near).write([[NearPair::EMPTY; NEAR]; SETS]);
-            entries.assume_init()
-        };
-        Self::with(Table::Own(entries), SIZE)
+        Self::with(Table::Own(Entries::new()), SIZE)
     }
 
     /// An empty TLB whose entries lie in memory that generated code looks into, and which uses
@@ -503,8 +509,7 @@ mod tests {
 
     #[test]
     fn nothing_matches_what_a_small_table_does_not_hold() {
-        let entries: Box<[Entry]> = (0..SIZE * SETS).map(Entry::empty).collect();
-        let mut entries: Box<Entries> = entries.try_into().unwrap();
+        let mut entries = Entries::new();
         // SAFETY: the entries outlive the TLB, and nothing else uses them.
         let tlb = unsafe { Tlb::within(NonNull::from(&mut *entries), LEAST_SIZE) };
         for page in 0..64 {
@@ -553,5 +558,63 @@ mod tests {
         assert!(!tlb.drop_writes(host));
         assert_eq!(tlb.entry_in(Set::User, 0x1000).write, invalid(1));
         assert_eq!(tlb.entry_in(Set::User, 0x1000).read, 0x1000);
+    }
+
+    /// Generated code makes near copies of an entry.
+    fn approach(tlb: &mut Tlb, linear: u64) {
+        let Entry {
+            read, write, host, ..
+        } = *tlb.entry_in(Set::Supervisor, linear);
+        tlb.entries.near[Set::Supervisor as usize][3] = NearPair {
+            read: Near { tag: read, host },
+            write: Near { tag: write, host },
+        };
+    }
+
+    /// Whether the near copies allow reads and writes.
+    fn is_near(tlb: &Tlb) -> (bool, bool) {
+        let NearPair { read, write } = tlb.entries.near[Set::Supervisor as usize][3];
+        (
+            read.host != Near::EMPTY.host,
+            write.host != Near::EMPTY.host,
+        )
+    }
+
+    #[test]
+    fn near_copies_go_with_the_entry_that_they_come_from() {
+        let near = || {
+            let mut tlb = Tlb::new();
+            fill(&mut tlb, 0x5000, PAGE_SIZE, false);
+            approach(&mut tlb, 0x5000);
+            assert_eq!(is_near(&tlb), (true, true));
+            tlb
+        };
+        let mut tlb = near();
+        fill(&mut tlb, 0x5000 + PAGE_SIZE * SIZE as u64, PAGE_SIZE, false);
+        assert_eq!(is_near(&tlb), (false, false), "another page took the slot");
+        let mut tlb = near();
+        fill(&mut tlb, 0x6000, PAGE_SIZE, false);
+        assert_eq!(is_near(&tlb), (true, true), "another page has another slot");
+        tlb.flush_address(0x5123);
+        assert_eq!(is_near(&tlb), (false, false), "its address was flushed");
+        let mut tlb = near();
+        tlb.flush_non_global();
+        assert_eq!(is_near(&tlb), (false, false), "everything was flushed");
+        let mut tlb = near();
+        assert!(tlb.drop_writes((0x7f00_0000_0000u64 + 0x5000) as *mut u8));
+        assert_eq!(is_near(&tlb), (true, false), "its page holds code");
+        let mut tlb = near();
+        tlb.drop_all_writes(|_| {});
+        assert_eq!(is_near(&tlb), (true, false), "every page may hold code");
+    }
+
+    #[test]
+    fn what_an_empty_near_copy_finds_is_no_address_of_the_host() {
+        let found = Near::EMPTY.host as i64;
+        assert_ne!(found << 16 >> 16, found);
+        assert_ne!((found + 8192) << 16 >> 16, found + 8192);
+        // Nor does a canonical address find it.
+        let far = |linear: u64| linear.wrapping_sub(Near::EMPTY.tag) >= PAGE_SIZE;
+        assert!(far(0) && far((1 << 47) - 1) && far(0xffff_8000_0000_0000) && far(u64::MAX));
     }
 }

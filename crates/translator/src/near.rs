@@ -42,31 +42,30 @@ impl Dealer {
     }
 }
 
-/// What becomes of a register in one turn of a loop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Change {
-    /// So much is added to it, in sum.
-    Step(i64),
-    /// It is loaded with a byte.
-    Byte,
-    /// Anything else.
-    Other,
-}
-
 /// Finds the accesses of a block that stay near.
 pub fn find(guests: &mut [Guest], dealer: &mut Dealer) {
-    let turn = is_loop(guests).then(|| turn(guests));
+    let steps = is_loop(guests).then(|| steps(guests));
+    // Registers that hold a byte.
+    let mut bytes = 0u16;
     for guest in guests {
         let code = guest.ins.code();
         guest.near = match guest.kind {
             Kind::Special | Kind::Transfer if pushes(code) || pops(code) => Some(Near::STACK),
             Kind::Innocuous(_) if is_on_stack(&guest.ins) => Some(Near::STACK),
-            Kind::Innocuous(_) => turn
-                .filter(|turn| stays(&guest.ins, turn))
+            Kind::Innocuous(_) => steps
+                .filter(|steps| stays(&guest.ins, steps, bytes))
                 .map(|_| dealer.next()),
             _ => None,
         };
+        changes(guest, |register, _| bytes &= !bit(register));
+        if guest.ins.mnemonic() == Mnemonic::Movzx && is_byte(&guest.ins) {
+            bytes |= bit(registers::number(guest.ins.op0_register()));
+        }
     }
+}
+
+const fn bit(register: u8) -> u16 {
+    1 << (register & 15)
 }
 
 /// Whether the block jumps to its own start.
@@ -84,21 +83,18 @@ fn is_loop(guests: &[Guest]) -> bool {
     })
 }
 
-/// What the instructions make of each register.
-fn turn(guests: &[Guest]) -> [Change; 16] {
-    let mut turn = [Change::Step(0); 16];
+/// What one turn of a loop adds to each register, if it does no more.
+fn steps(guests: &[Guest]) -> [Option<i64>; 16] {
+    let mut steps = [Some(0i64); 16];
     for guest in guests {
-        let byte = guest.ins.mnemonic() == Mnemonic::Movzx && is_byte(&guest.ins);
         changes(guest, |register, added| {
-            let change = &mut turn[usize::from(register & 15)];
-            *change = match (*change, added) {
-                (Change::Step(sum), Some(amount)) => Change::Step(sum.saturating_add(amount)),
-                (Change::Step(0) | Change::Byte, None) if byte => Change::Byte,
-                _ => Change::Other,
-            };
+            let step = &mut steps[usize::from(register & 15)];
+            *step = step
+                .zip(added)
+                .map(|(sum, added)| sum.saturating_add(added));
         });
     }
-    turn
+    steps
 }
 
 /// Whether the second operand is a byte.
@@ -122,22 +118,87 @@ fn is_on_stack(ins: &Instruction) -> bool {
         && ins.memory_index() == Register::None
 }
 
-/// Whether the address of the memory operand stays near from turn to turn.
-fn stays(ins: &Instruction, turn: &[Change; 16]) -> bool {
+/// Whether the address of the memory operand stays near from turn to turn. `bytes` are registers that
+/// hold a byte.
+fn stays(ins: &Instruction, steps: &[Option<i64>; 16], bytes: u16) -> bool {
     if !has_operand(ins) {
         return false;
     }
-    let (base, index) = (ins.memory_base(), ins.memory_index());
-    let change = |register: Register| match register {
-        Register::None | Register::RIP | Register::EIP => Change::Step(0),
-        _ => turn[usize::from(registers::number(register) & 15)],
+    let step = |register: Register| match register {
+        Register::None | Register::RIP | Register::EIP => Some(0),
+        _ => steps[usize::from(registers::number(register) & 15)],
     };
+    let (base, index) = (ins.memory_base(), ins.memory_index());
+    let small = index != Register::None && bytes & bit(registers::number(index)) != 0;
+    let index = if small { Some(0) } else { step(index) };
     let scale = i64::from(ins.memory_index_scale());
-    match (change(base), change(index)) {
-        (Change::Step(base), Change::Step(index)) => {
-            base.saturating_add(index.saturating_mul(scale)).abs() <= STEP
-        }
-        (Change::Step(base), Change::Byte) => base.abs() <= STEP,
-        _ => false,
+    let sum = step(base).zip(index);
+    sum.is_some_and(|(base, index)| {
+        base.saturating_add(index.saturating_mul(scale))
+            .saturating_abs()
+            <= STEP
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flags::Effect;
+    use belljar_passthrough::Unit;
+    use iced_x86::{Decoder, DecoderOptions};
+
+    /// The near copies of a block of 64-bit code at 1000h.
+    fn near(code: &[u8]) -> Vec<Option<Near>> {
+        let mut decoder = Decoder::with_ip(64, code, 0x1000, DecoderOptions::NONE);
+        let mut guests: Vec<Guest> = decoder
+            .iter()
+            .map(|ins| Guest {
+                ins,
+                offset: (ins.ip() - 0x1000) as usize,
+                kind: match ins.mnemonic() {
+                    Mnemonic::Jne => Kind::Branch,
+                    Mnemonic::Push => Kind::Special,
+                    _ => Kind::Innocuous(Unit::Integer),
+                },
+                effect: Effect::default(),
+                live: 0,
+                member: None,
+                near: None,
+            })
+            .collect();
+        find(&mut guests, &mut Dealer::default());
+        guests.iter().map(|guest| guest.near).collect()
+    }
+
+    #[test]
+    fn the_stack_is_near() {
+        // push rbx; mov rax, [rsp+8]; mov rax, [rbx]
+        let found = near(&[0x53, 0x48, 0x8b, 0x44, 0x24, 8, 0x48, 0x8b, 0x03]);
+        assert_eq!(found, [Some(Near::STACK), Some(Near::STACK), None]);
+    }
+
+    #[test]
+    fn arrays_and_small_tables_of_a_loop_are_near() {
+        let code = [
+            0x0f, 0xb6, 0x10, // movzx edx, byte [rax]
+            0x33, 0x5c, 0x95, 0, // xor ebx, [rbp+rdx*4]
+            0x03, 0x1c, 0x95, 0, 0, 0, 0, // add ebx, [rdx*4]
+            0x8b, 0x0b, // mov ecx, [rbx]
+            0x48, 0x83, 0xc0, 1, // add rax, 1
+            0x75, 0xea, // jne 1000h
+        ];
+        let found = near(&code);
+        let near: Vec<bool> = found.iter().map(Option::is_some).collect();
+        assert_eq!(near, [true, true, true, false, false, false]);
+        assert!(found[0] != found[1] && found[1] != found[2]);
+        // Without the jump it is no loop.
+        assert!(super::tests::near(&code[..20]).iter().all(Option::is_none));
+    }
+
+    #[test]
+    fn large_steps_lead_away() {
+        // mov ecx, [rax]; add rax, 1000; jne 1000h
+        let code = [0x8b, 0x08, 0x48, 0x05, 0xe8, 3, 0, 0, 0x75, 0xf6];
+        assert!(near(&code).iter().all(Option::is_none));
     }
 }

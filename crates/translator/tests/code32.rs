@@ -13,7 +13,7 @@ use belljar_translator::{Translator, Tuning};
 use belljar_x86::{CpuState, Gpr, Seg};
 use harness::code32::World;
 use harness::{CODE, DATA, Machine, STACK};
-use iced_x86::{Decoder, DecoderOptions, FastFormatter};
+use iced_x86::{Decoder, DecoderOptions, FastFormatter, Instruction, Mnemonic, OpKind, Register};
 use random::Random;
 use std::sync::Arc;
 
@@ -38,6 +38,27 @@ fn counted() -> bool {
 
 /// EAX, ECX, EDX and EDI: the others hold addresses.
 const FREE: [u8; 4] = [0, 1, 2, 7];
+
+/// CMP EAX, ECX, which defines all status flags.
+const DEFINE: [u8; 2] = [0x39, 0xc8];
+
+/// The flags that are undefined behind an instruction if `before` are before it. Processors agree on
+/// AF after operations of logic.
+fn after(ins: &Instruction, before: u32) -> u32 {
+    let logic = matches!(
+        ins.mnemonic(),
+        Mnemonic::And | Mnemonic::Or | Mnemonic::Xor | Mnemonic::Test
+    );
+    let undefined = if logic { 0 } else { ins.rflags_undefined() };
+    // The count of a shift may be 0.
+    let sure = ins.rflags_modified() & !undefined;
+    let shifts = ins.op1_kind() == OpKind::Immediate8 || ins.op1_register() == Register::CL;
+    if shifts && undefined != 0 {
+        before | undefined
+    } else {
+        before & !sure | undefined
+    }
+}
 
 /// A program in the making. EBX points to data, ESI is a small index, EBP an address that reaches
 /// data by wrapping at 4 GiB.
@@ -181,6 +202,28 @@ impl Program {
         }
     }
 
+    /// One, or a few, that do not depend on flags that the manual calls undefined, as `undefined` are
+    /// before: what they are differs from code that counts.
+    fn defined_instruction(&mut self, undefined: &mut u32) {
+        let start = self.code.len();
+        self.instruction();
+        let mut left = *undefined;
+        let mut depends = false;
+        for ins in &mut Decoder::new(32, &self.code[start..], DecoderOptions::NONE) {
+            // What follows a jump that may be taken is not always executed.
+            depends |= ins.rflags_read() & left != 0 || ins.is_jcc_short();
+            left = after(&ins, left);
+        }
+        if depends {
+            left = 0;
+            for ins in &mut Decoder::new(32, &self.code[start..], DecoderOptions::NONE) {
+                left = after(&ins, left);
+            }
+            self.code.splice(start..start, DEFINE);
+        }
+        *undefined = left;
+    }
+
     fn random_f6(&mut self) -> u8 {
         self.random.of(&[0xf6, 0xf7])
     }
@@ -202,9 +245,11 @@ impl Program {
             code: Vec::new(),
             depth: 0,
         };
+        let mut undefined = 0;
         for _ in 0..LENGTH {
-            program.instruction();
+            program.defined_instruction(&mut undefined);
         }
+        program.code.extend(DEFINE);
         // lea esp, [esp + depth]; dec dword [counter]; jnz top
         let depth = program.depth * 4;
         program.emit(None, &[0x8d, 0xa4, 0x24], &depth.to_le_bytes());
