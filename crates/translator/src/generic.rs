@@ -469,7 +469,7 @@ impl Block<'_> {
                     && number(ins.op_register(n)) == guest
                     && writes_operand(self.info, ins, n)
             });
-            if !written && !(guest == 0 && uses_rax(ins.mnemonic())) {
+            if !(written || guest == 0 && uses_rax(ins.mnemonic())) {
                 continue;
             }
             match registers::place(guest) {

@@ -188,11 +188,11 @@ mod tests {
             0x75, 0xea, // jne 1000h
         ];
         let found = near(&code);
-        let near: Vec<bool> = found.iter().map(Option::is_some).collect();
-        assert_eq!(near, [true, true, true, false, false, false]);
+        let kept: Vec<bool> = found.iter().map(Option::is_some).collect();
+        assert_eq!(kept, [true, true, true, false, false, false]);
         assert!(found[0] != found[1] && found[1] != found[2]);
         // Without the jump it is no loop.
-        assert!(super::tests::near(&code[..20]).iter().all(Option::is_none));
+        assert!(near(&code[..20]).iter().all(Option::is_none));
     }
 
     #[test]
