@@ -159,6 +159,30 @@ fn operands_that_are_not_canonical_fault_where_they_are() {
 }
 
 #[test]
+fn operands_of_a_loop_that_are_not_canonical_fault_where_they_are() {
+    for target in [1 << 63, (1 << 63) + 0x100, (1 << 63) + 0x1000 - 8, NOWHERE] {
+        let read = assemble(|a| {
+            let mut top = a.create_label();
+            a.set_label(&mut top).unwrap();
+            a.mov(rax, qword_ptr(rbx)).unwrap();
+            a.add(rbx, 8).unwrap();
+            a.jne(top).unwrap();
+        });
+        raises_a_protection_fault(&read, target, 0, STACK);
+        let write = assemble(|a| {
+            let mut top = a.create_label();
+            a.set_label(&mut top).unwrap();
+            a.nop().unwrap();
+            a.mov(qword_ptr(rbx), rax).unwrap();
+            a.mov(qword_ptr(rbx + 8), rcx).unwrap();
+            a.add(rbx, 16).unwrap();
+            a.jne(top).unwrap();
+        });
+        raises_a_protection_fault(&write, target, 1, STACK);
+    }
+}
+
+#[test]
 fn a_jump_to_an_unmapped_page_faults_there() {
     for direct in [false, true] {
         let code = assemble(|a| {
