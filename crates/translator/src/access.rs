@@ -7,11 +7,13 @@
 //! the page alike. What misses fills the TLB and tries again, or is left to the interpreter: a page
 //! that is not RAM, that holds code, or that faults, and an operand that lies in two pages.
 
-use crate::asm::{self, Alu, Cond, Label, Mem, R10, RAX, RCX, at, env, env_at};
-use crate::block::{Block, Rare};
+use crate::asm::{self, Alu, Cond, Label, Mem, R10, RAX, at, env, env_at};
+use crate::block::Block;
 use crate::env::Env;
+use crate::far;
 use crate::groups::Member;
 use crate::near::Near;
+use crate::rare::Rare;
 use crate::registers::{self, Place};
 use belljar_interpreter::tlb::{self, Entry};
 use iced_x86::{
@@ -20,7 +22,7 @@ use iced_x86::{
 use std::mem::offset_of;
 
 /// Bits by which an address is shifted so that its page number counts entries.
-const SHIFT: u8 = 12 - size_of::<Entry>().trailing_zeros() as u8;
+pub const SHIFT: u8 = 12 - size_of::<Entry>().trailing_zeros() as u8;
 const HOST: usize = offset_of!(Entry, host);
 /// The most bytes of an operand that need not be aligned.
 const PLAIN: usize = 8;
@@ -240,6 +242,8 @@ impl Block<'_> {
     pub fn check_near(&mut self, near: Near, size: usize, write: bool) {
         self.held = None;
         let copy = Env::near(self.mode.set() as usize, near.copy(), write);
+        let retry = self.asm.label();
+        self.asm.bind(retry);
         let label = self.compare(env(copy + offset_of!(tlb::Near, tag)), size);
         self.asm
             .alu_mem(Alu::Add, true, R10, env(copy + offset_of!(tlb::Near, host)));
@@ -249,8 +253,9 @@ impl Block<'_> {
         let site = self.access_site(size);
         self.rare.push(Rare::Far {
             label,
+            retry,
             done,
-            near: copy,
+            near,
             site,
             size,
             write,
@@ -267,14 +272,8 @@ impl Block<'_> {
         label
     }
 
-    /// Offsets in the environment of the tag and the host's address in the entry 0 of the mode's set.
     fn tlb_fields(&self, write: bool) -> [usize; 2] {
-        let tag = if write {
-            offset_of!(Entry, write)
-        } else {
-            offset_of!(Entry, read)
-        };
-        [tag, HOST].map(|field| Env::tlb_field(self.mode.set() as usize, field))
+        tlb_fields(self.mode.set() as usize, write)
     }
 
     /// The tag and the host's address in the entry for the address in R10, by way of RAX.
@@ -299,9 +298,8 @@ impl Block<'_> {
         site
     }
 
-    /// Has the TLB filled for an access whose address, less `tag`, is in R10.
-    pub fn refill(&mut self, site: u32, size: usize, write: bool, tag: Mem) {
-        self.asm.alu_mem(Alu::Add, true, R10, tag);
+    /// Has the TLB filled for an access to the address in R10.
+    pub fn refill(&mut self, site: u32, size: usize, write: bool) {
         self.asm.store_imm32(Env::site(), site);
         self.asm.mov_imm(RAX, size as u64);
         self.asm.call_to(if write {
@@ -311,29 +309,13 @@ impl Block<'_> {
         });
     }
 
-    /// Looks into the TLB for an access whose address, less the tag of a near copy, is in R10, and makes
-    /// the copy one of what it finds.
-    pub fn approach(&mut self, near: usize, site: u32, size: usize, write: bool) {
-        let near_tag = env(near + offset_of!(tlb::Near, tag));
-        let near_host = env(near + offset_of!(tlb::Near, host));
-        self.asm.alu_mem(Alu::Add, true, R10, near_tag);
-        let retry = self.asm.label();
-        self.asm.bind(retry);
-        let (tag, host) = self.find_entry(write);
-        let missed = self.compare(tag, size);
-        self.asm.push(RCX);
-        self.asm.load(RCX, tag);
-        self.asm.store(near_tag, RCX);
-        self.asm.load(RCX, host);
-        self.asm.store(near_host, RCX);
-        self.asm.alu_mem(Alu::Add, true, R10, host);
-        self.asm.pop(RCX);
-        let found = self.asm.label();
-        self.asm.jmp(found);
-        self.asm.bind(missed);
-        self.refill(site, size, write, tag);
-        self.asm.jmp(retry);
-        self.asm.bind(found);
+    /// Looks into the TLB for an access whose address, less the tag of a near copy, is in R10, makes the
+    /// copy one of what it finds, and goes on at `done`; if it finds nothing, the address is in R10.
+    pub fn approach(&mut self, near: Near, size: usize, write: bool, done: Label) {
+        self.asm.mov_imm(RAX, far::argument(near, size));
+        self.asm
+            .call_to(self.stubs.far[self.mode.set() as usize][usize::from(write)]);
+        self.asm.jcc(Cond::BE, done);
     }
 
     /// Lists the instruction that follows, the first access of a check, if the host may raise an
@@ -344,6 +326,16 @@ impl Block<'_> {
             self.tables.faults.push((self.asm.here(), site));
         }
     }
+}
+
+/// Offsets in the environment of the tag and the host's address in the entry 0 of a set.
+pub fn tlb_fields(set: usize, write: bool) -> [usize; 2] {
+    let tag = if write {
+        offset_of!(Entry, write)
+    } else {
+        offset_of!(Entry, read)
+    };
+    [tag, HOST].map(|field| Env::tlb_field(set, field))
 }
 
 /// Whether FS (`false`) or GS (`true`) counts for the instruction's memory operand.

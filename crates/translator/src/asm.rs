@@ -39,6 +39,8 @@ impl Cond {
     pub const E: Self = Self(4);
     /// Not equal, not zero.
     pub const NE: Self = Self(5);
+    /// Unsigned below or equal.
+    pub const BE: Self = Self(6);
     /// Unsigned above.
     pub const A: Self = Self(7);
     /// Negative.

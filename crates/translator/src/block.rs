@@ -21,8 +21,9 @@ use crate::flags::{self, Effect, Flags};
 use crate::groups::{Group, Member};
 use crate::mode::Mode;
 use crate::near::Near;
+use crate::rare::Rare;
 use crate::stubs::Stubs;
-use crate::tables::{Cell, Entry, Link, Loc, Site, Tables};
+use crate::tables::{Cell, Entry, Loc, Site, Tables};
 use crate::tuning::Tuning;
 use belljar_passthrough::Unit;
 use iced_x86::{Instruction, InstructionInfoFactory};
@@ -30,6 +31,9 @@ use std::mem::offset_of;
 
 /// The most instructions of a block.
 pub const MOST: usize = 64;
+/// Behind so many instructions a conditional jump ends a block: what follows is executed less often,
+/// and may be a part of another block.
+pub const ENOUGH: usize = 32;
 
 /// One instruction of the guest.
 #[derive(Clone, Copy, Debug)]
@@ -96,54 +100,6 @@ impl Layout {
             Entry::Saved => self.saved,
         }
     }
-}
-
-/// Code that is written behind the block.
-#[derive(Debug)]
-pub enum Rare {
-    /// An access missed the TLB.
-    Miss {
-        label: Label,
-        retry: Label,
-        site: u32,
-        size: usize,
-        write: bool,
-        /// The TLB's tag that was subtracted from the address in R10.
-        tag: asm::Mem,
-    },
-    /// An access is not where the near copy is.
-    Far {
-        label: Label,
-        done: Label,
-        /// Offset of the near copy in the environment.
-        near: usize,
-        site: u32,
-        size: usize,
-        write: bool,
-    },
-    /// A direct jump.
-    Jump {
-        label: Label,
-        target: u64,
-        loc: Loc,
-        /// Where the displacement of a jump to `label` lies, which can lead to the target itself.
-        patch: Option<u32>,
-        /// Instructions of the block that are not executed.
-        skipped: u8,
-        /// Whether it leads backward.
-        backward: bool,
-    },
-    /// An indirect jump, to what is in RAX, missed the jump cache.
-    Indirect {
-        label: Label,
-        /// The jump itself, which raises an exception if the target is not canonical.
-        site: u32,
-        release: i32,
-        /// Whether the target is code of programs.
-        user: bool,
-    },
-    /// The environment says where to go; the flags are in the environment.
-    Leave { label: Label, exit: Exit },
 }
 
 /// A block under translation.
@@ -352,7 +308,7 @@ impl Block<'_> {
     }
 
     /// How the tables hold an address.
-    fn place_of(&self, address: u64) -> u64 {
+    pub fn place_of(&self, address: u64) -> u64 {
         if self.mode.is_relative() {
             self.beyond_page(address) as u64
         } else {
@@ -572,7 +528,8 @@ impl Block<'_> {
         });
     }
 
-    fn release(&mut self, bytes: i32) {
+    /// Adds to the stack pointer, if there is anything to add.
+    pub fn release(&mut self, bytes: i32) {
         if bytes != 0 {
             self.add_to_stack(bytes);
         }
@@ -592,124 +549,5 @@ impl Block<'_> {
         self.asm.sar(R10, 16);
         self.asm.reg(true, &[0x3b], R10, RAX); // cmp
         self.asm.jcc(Cond::NE, label);
-    }
-
-    // What is rare.
-
-    fn write_rare(&mut self) {
-        for rare in std::mem::take(&mut self.rare) {
-            match rare {
-                Rare::Miss {
-                    label,
-                    retry,
-                    site,
-                    size,
-                    write,
-                    tag,
-                } => {
-                    self.asm.bind(label);
-                    self.refill(site, size, write, tag);
-                    self.asm.jmp(retry);
-                }
-                Rare::Far {
-                    label,
-                    done,
-                    near,
-                    site,
-                    size,
-                    write,
-                } => {
-                    self.asm.bind(label);
-                    self.approach(near, site, size, write);
-                    self.asm.jmp(done);
-                }
-                Rare::Indirect {
-                    label,
-                    site,
-                    release,
-                    user,
-                } => {
-                    self.asm.bind(label);
-                    let wrong = self.asm.label();
-                    self.check_canonical(wrong, user);
-                    self.release(release);
-                    self.asm.store(Env::target(), RAX);
-                    self.leave(Exit::Indirect);
-                    self.asm.bind(wrong);
-                    self.leave(Exit::Fallback(site));
-                }
-                Rare::Leave { label, exit } => {
-                    self.asm.bind(label);
-                    self.leave(exit);
-                }
-                Rare::Jump {
-                    label,
-                    target,
-                    loc,
-                    patch,
-                    skipped,
-                    backward,
-                } => {
-                    self.asm.bind(label);
-                    self.write_jump(target, loc, patch, skipped, backward);
-                }
-            }
-        }
-    }
-
-    /// Leaves with the flags in the environment.
-    fn leave(&mut self, exit: Exit) {
-        self.asm.store_imm32(Env::exit(), exit.encode());
-        self.asm.jmp_to(self.stubs.exit_saved);
-    }
-
-    fn write_jump(
-        &mut self,
-        target: u64,
-        loc: Loc,
-        patch: Option<u32>,
-        skipped: u8,
-        backward: bool,
-    ) {
-        if self.mode.counting() && skipped != 0 {
-            self.asm.load(RAX, Env::budget());
-            self.asm.lea(true, RAX, at(RAX, i32::from(skipped)));
-            self.asm.store(Env::budget(), RAX);
-        }
-        let entry = match loc {
-            Loc::Saved if backward => Entry::PollSaved,
-            Loc::Saved => Entry::Saved,
-            _ if backward => Entry::Poll,
-            _ => Entry::Host,
-        };
-        let saved = loc == Loc::Saved;
-        if let Some(patch) = patch {
-            let link = self.tables.link(Link {
-                patch,
-                target: self.place_of(target),
-                entry,
-                mode: self.mode,
-                page: self.source,
-            });
-            self.asm.store_imm32(Env::exit(), Exit::Link(link).encode());
-            self.asm.jmp_to(if saved {
-                self.stubs.exit_saved
-            } else {
-                self.stubs.exit_host
-            });
-            return;
-        }
-        if self.mode.is_relative() {
-            self.load_address(RAX, target & !0xfff);
-            self.asm.store(Env::page(), RAX);
-        }
-        let cell = self.tables.cell(Cell {
-            target: self.place_of(target),
-            page: self.page,
-            mode: self.mode,
-            entry,
-        });
-        self.asm.mov_imm(RAX, u64::from(Exit::Cell(cell).encode()));
-        self.asm.jmp_mem(Env::cell(cell));
     }
 }

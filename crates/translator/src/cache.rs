@@ -4,13 +4,14 @@ mod jumps;
 
 use crate::access::writes_memory;
 use crate::asm::Asm;
-use crate::block::{Block, Guest, Layout, MOST, Rare};
+use crate::block::{Block, Guest, Layout, MOST};
 use crate::bound::Place;
 use crate::env::Env;
 use crate::groups::{self, Group};
 use crate::mixer::Mixer;
 use crate::mode::Mode;
 use crate::near;
+use crate::rare::Rare;
 use crate::recent::Recent;
 use crate::scan::{Fragment, scan};
 use crate::stubs::{self, Stubs};
@@ -178,7 +179,8 @@ impl Cache {
     pub fn new(tuning: Tuning) -> Result<Self, Error> {
         let size = tuning.code_memory;
         let mut memory = CodeMemory::with_rare(size, size / 2)?;
-        let stubs = stubs::write(&mut memory).ok_or(Error::BadCapacity(size))?;
+        let stubs =
+            stubs::write(&mut memory, tuning.tlb_entries).ok_or(Error::BadCapacity(size))?;
         Ok(Self {
             _registration: Registration::new(memory.start() as usize, memory.size())?,
             tuning,

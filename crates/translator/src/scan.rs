@@ -1,6 +1,6 @@
 //! Which instructions make a block.
 
-use crate::block::{Guest, Kind};
+use crate::block::{ENOUGH, Guest, Kind};
 use crate::control;
 use crate::flags::{self, Effect};
 use crate::generic::is_left_out;
@@ -109,7 +109,8 @@ pub fn scan(
             member: None,
             near: None,
         });
-        if matches!(kind, Kind::Access | Kind::Transfer | Kind::Interpreted) {
+        let enough = kind == Kind::Branch && guests.len() >= ENOUGH;
+        if enough || matches!(kind, Kind::Access | Kind::Transfer | Kind::Interpreted) {
             break;
         }
     }

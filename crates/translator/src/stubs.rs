@@ -3,6 +3,7 @@
 use crate::asm::{self, Alu, Asm, Cond, R10, RAX, RSP, Reg, at};
 use crate::env::Env;
 use crate::exit::Exit;
+use crate::far;
 use crate::registers::{GUEST_GPRS, Place};
 use belljar_memory::PAGE_SIZE;
 use belljar_passthrough::code_memory::CodeMemory;
@@ -47,6 +48,8 @@ pub struct Stubs {
     pub refill_write: u32,
     /// Loads the vector state. Changes RAX, not the flags.
     pub load_vector: u32,
+    /// Looks into the TLB for what is not where its near copy is.
+    pub far: far::Stubs,
 }
 
 /// Fills the TLB's first level; tells whether it could.
@@ -84,8 +87,8 @@ extern "sysv64" fn refill(env: *mut Env, linear: u64, size: u64, write: u64) -> 
     }
 }
 
-/// Writes the shared code, the first in `memory`.
-pub fn write(memory: &mut CodeMemory) -> Option<Stubs> {
+/// Writes the shared code, the first in `memory`, for a TLB of `tlb_entries` entries.
+pub fn write(memory: &mut CodeMemory, tlb_entries: usize) -> Option<Stubs> {
     let mut asm = Asm::default();
     asm.restart(memory.next(), memory.next_rare());
     let mut stubs = Stubs::default();
@@ -124,6 +127,7 @@ pub fn write(memory: &mut CodeMemory) -> Option<Stubs> {
     refill_stub(&mut asm, &stubs, spill, false);
     stubs.refill_write = asm.here();
     refill_stub(&mut asm, &stubs, spill, true);
+    stubs.far = far::write(&mut asm, tlb_entries);
     memory.append(asm.finish().code)?;
     Some(stubs)
 }

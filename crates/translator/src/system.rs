@@ -7,11 +7,12 @@
 
 use crate::access::Address;
 use crate::asm::{Alu, Cond, Label, Mem, R10, RAX, RCX, RDI, RSI, at};
-use crate::block::{Block, Rare};
+use crate::block::Block;
 use crate::control::Value;
 use crate::env::Env;
 use crate::exit::Exit;
 use crate::mode::Mode;
+use crate::rare::Rare;
 use crate::readings;
 use crate::registers::GUEST_RAX;
 use crate::tables::Loc;

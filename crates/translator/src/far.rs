@@ -1,0 +1,93 @@
+//! The shared code for accesses that are not where their near copy is.
+
+use crate::access::{SHIFT, tlb_fields};
+use crate::asm::{self, Alu, Asm, Cond, Mem, R10, RAX, RCX, RDX, RSI, env_at};
+use crate::env::Env;
+use crate::near::Near;
+use belljar_interpreter::tlb::{self, Entry, NearPair, SETS};
+use std::mem::offset_of;
+
+/// Bits of the size in an argument.
+const SIZE_BITS: u8 = 12;
+
+/// What the code wants in EAX: the offset of the near copy from the set's first, and the size.
+pub const fn argument(near: Near, size: usize) -> u64 {
+    ((near.copy() * size_of::<NearPair>()) << SIZE_BITS | size) as u64
+}
+
+/// Where the code for each set lies, for reads and for writes.
+pub type Stubs = [[u32; 2]; SETS];
+
+/// Writes the code of all sets, for tables of `entries` entries.
+pub fn write(asm: &mut Asm, entries: usize) -> Stubs {
+    let mut stubs = Stubs::default();
+    for (set, pair) in stubs.iter_mut().enumerate() {
+        for (write, stub) in pair.iter_mut().enumerate() {
+            *stub = asm.here();
+            far(asm, set, write != 0, entries);
+        }
+    }
+    stubs
+}
+
+/// Called with an address, less the tag of its near copy, in R10. If the TLB has the page, the copy
+/// becomes one of the entry, R10 the host's address, and the flags say "below or equal". Else R10 is the
+/// address, and they say "above". Changes RAX.
+fn far(asm: &mut Asm, set: usize, write: bool, entries: usize) {
+    let [tag, host] = tlb_fields(set, write);
+    let near = Env::near(set, 0, write);
+    let near_tag = env_at(RCX, near + offset_of!(tlb::Near, tag));
+    let near_host = env_at(RCX, near + offset_of!(tlb::Near, host));
+    for register in [RCX, RDX, RSI] {
+        asm.push(register);
+    }
+    asm.mov32(RCX, RAX);
+    asm.shr32(RCX, SIZE_BITS);
+    asm.alu_imm(Alu::And, false, RAX, (1 << SIZE_BITS) - 1);
+    // The last offset at which the access lies within the page.
+    asm.mov_imm(RSI, 4096);
+    asm.reg(true, &[0x2b], RSI, RAX); // sub
+    asm.alu_mem(Alu::Add, true, R10, near_tag);
+    asm.mov32(RDX, R10);
+    asm.shr32(RDX, SHIFT);
+    let mask = (entries - 1) * size_of::<Entry>();
+    asm.alu_imm(Alu::And, false, RDX, mask as i32);
+    let entry = |field: usize| -> Mem { env_at(RDX, field) };
+    asm.alu_mem(Alu::Sub, true, R10, entry(tag));
+    let missed = asm.label();
+    asm.reg(true, &[0x3b], R10, RSI); // cmp
+    asm.jcc(Cond::A, missed);
+    asm.load(RSI, entry(tag));
+    asm.store(near_tag, RSI);
+    asm.load(RSI, entry(host));
+    asm.store(near_host, RSI);
+    asm.lea(
+        true,
+        R10,
+        Mem {
+            index: Some((RSI, 0)),
+            ..asm::at(R10, 0)
+        },
+    );
+    leave(asm);
+    asm.bind(missed);
+    // LEA keeps the flags.
+    asm.load(RAX, entry(tag));
+    asm.lea(
+        true,
+        R10,
+        Mem {
+            index: Some((RAX, 0)),
+            ..asm::at(R10, 0)
+        },
+    );
+    leave(asm);
+}
+
+/// Returns with the flags as they are.
+fn leave(asm: &mut Asm) {
+    for register in [RSI, RDX, RCX] {
+        asm.pop(register);
+    }
+    asm.ret();
+}
