@@ -7,7 +7,7 @@
 //! the page alike. What misses fills the TLB and tries again, or is left to the interpreter: a page
 //! that is not RAM, that holds code, or that faults, and an operand that lies in two pages.
 
-use crate::asm::{self, Alu, Cond, Label, Mem, R10, RAX, at, env, env_at};
+use crate::asm::{self, Alu, Asm, Cond, Label, Mem, R10, RAX, at, env, env_at};
 use crate::block::Block;
 use crate::env::Env;
 use crate::far;
@@ -22,7 +22,7 @@ use iced_x86::{
 use std::mem::offset_of;
 
 /// Bits by which an address is shifted so that its page number counts entries.
-pub const SHIFT: u8 = 12 - size_of::<Entry>().trailing_zeros() as u8;
+const SHIFT: u8 = 12 - size_of::<Entry>().trailing_zeros() as u8;
 const HOST: usize = offset_of!(Entry, host);
 /// The most bytes of an operand that need not be aligned.
 const PLAIN: usize = 8;
@@ -60,10 +60,7 @@ impl Block<'_> {
         }
         self.spare_flags(guest.live);
         let address = self.address(&guest.ins, size);
-        match (guest.near, address) {
-            (Some(near), Address::Computed) => self.check_near(near, size, write),
-            _ => self.check(address, size, write),
-        }
+        self.check_operand(address, size, write);
         at(R10, 0)
     }
 
@@ -81,15 +78,12 @@ impl Block<'_> {
         let bit = 1 << number;
         if self.checked & bit == 0 {
             self.checked |= bit;
-            let guest = *self.guest();
-            self.spare_flags(guest.live);
+            let live = self.guest().live;
+            self.spare_flags(live);
             compute(self, group.start);
             let sites = self.tables.sites.len();
             let span = (group.end - group.start) as usize;
-            match guest.near {
-                Some(near) => self.check_near(near, span, group.write),
-                None => self.check(Address::Computed, span, group.write),
-            }
+            self.check_operand(Address::Computed, span, group.write);
             // If it reads what is to be written later, its own fault would be another.
             let access = (size <= PLAIN && write == group.write)
                 .then(|| u8::try_from(member.offset - group.start).ok())
@@ -208,6 +202,15 @@ impl Block<'_> {
         }
     }
 
+    /// Turns the address of the instruction's operand into one of the host, in R10, by a near copy if it
+    /// stays near. Changes RAX and the flags.
+    pub fn check_operand(&mut self, address: Address, size: usize, write: bool) {
+        match (self.guest().near, address) {
+            (Some(near), Address::Computed) => self.check_near(near, size, write),
+            _ => self.check(address, size, write),
+        }
+    }
+
     /// Turns an address into one of the host, in R10. Changes RAX and the flags.
     pub fn check(&mut self, address: Address, size: usize, write: bool) {
         self.held = None;
@@ -217,7 +220,7 @@ impl Block<'_> {
                 self.asm.mov_imm(R10, value);
                 self.asm.bind(retry);
                 let slot = (value >> 12) as usize % self.tuning.tlb_entries * size_of::<Entry>();
-                let [tag, host] = self.tlb_fields(write);
+                let [tag, host] = tlb_fields(self.mode.set() as usize, write);
                 (env(tag + slot), env(host + slot))
             }
             Address::Computed => {
@@ -239,7 +242,7 @@ impl Block<'_> {
     }
 
     /// The same of the address in R10 by a near copy.
-    pub fn check_near(&mut self, near: Near, size: usize, write: bool) {
+    fn check_near(&mut self, near: Near, size: usize, write: bool) {
         self.held = None;
         let copy = Env::near(self.mode.set() as usize, near.copy(), write);
         let retry = self.asm.label();
@@ -272,21 +275,10 @@ impl Block<'_> {
         label
     }
 
-    fn tlb_fields(&self, write: bool) -> [usize; 2] {
-        tlb_fields(self.mode.set() as usize, write)
-    }
-
     /// The tag and the host's address in the entry for the address in R10, by way of RAX.
     fn find_entry(&mut self, write: bool) -> (Mem, Mem) {
-        if self.bmi2 {
-            self.asm.rorx32(RAX, R10, SHIFT);
-        } else {
-            self.asm.mov32(RAX, R10);
-            self.asm.shr32(RAX, SHIFT);
-        }
-        let mask = (self.tuning.tlb_entries - 1) * size_of::<Entry>();
-        self.asm.alu_imm(Alu::And, false, RAX, mask as i32);
-        let [tag, host] = self.tlb_fields(write);
+        find_entry(self.asm, RAX, self.bmi2, self.tuning.tlb_entries);
+        let [tag, host] = tlb_fields(self.mode.set() as usize, write);
         (env_at(RAX, tag), env_at(RAX, host))
     }
 
@@ -318,14 +310,26 @@ impl Block<'_> {
         self.asm.jcc(Cond::BE, done);
     }
 
-    /// Lists the instruction that follows, the first access of a check, if the host may raise an
-    /// exception for it.
-    pub fn list_access(&mut self) {
+    /// Lists the host's instruction that follows if it may raise an exception.
+    pub fn list_if_raising(&mut self) {
         if std::mem::take(&mut self.may_raise) {
             let site = self.site();
             self.tables.faults.push((self.asm.here(), site));
         }
     }
+}
+
+/// Loads the offset from the entry 0 of a set of `entries` of the entry for the address in R10. Changes
+/// the flags.
+pub fn find_entry(asm: &mut Asm, to: asm::Reg, bmi2: bool, entries: usize) {
+    if bmi2 {
+        asm.rorx32(to, R10, SHIFT);
+    } else {
+        asm.mov32(to, R10);
+        asm.shr32(to, SHIFT);
+    }
+    let mask = (entries - 1) * size_of::<Entry>();
+    asm.alu_imm(Alu::And, false, to, mask as i32);
 }
 
 /// Offsets in the environment of the tag and the host's address in the entry 0 of a set.

@@ -136,7 +136,8 @@ pub struct Block<'a> {
     pub checked: u16,
     /// The group whose address is in R10.
     pub held: Option<u8>,
-    /// The next access may raise an exception of the host: its address came of a near copy.
+    /// The host may raise an exception for the next access: its address came of a near copy, or its
+    /// instruction is one that may fault by itself.
     pub may_raise: bool,
     pub rare: Vec<Rare>,
 }

@@ -168,7 +168,7 @@ impl Block<'_> {
                 let place = self.stack_top(0, false);
                 // Saving the flags changes RAX.
                 self.spare_flags(flags::ALL);
-                self.list_access();
+                self.list_if_raising();
                 self.load_word(RAX, place);
                 self.dispatch(self.word() + more);
             }
@@ -200,12 +200,7 @@ impl Block<'_> {
             self.load_word(RAX, at(R10, 0));
             return;
         }
-        match registers::place(registers::number(ins.op0_register())) {
-            Place::Host(host) => self.move_word(RAX, host),
-            Place::Memory => {
-                self.load_word(RAX, Env::gpr(registers::number(ins.op0_register())));
-            }
-        }
+        self.load_register(registers::number(ins.op0_register()));
     }
 
     fn jump_if_rcx_is_zero(&mut self, ins: &Instruction) {
@@ -243,10 +238,7 @@ impl Block<'_> {
         }
         self.spare_flags(guest.live);
         self.lea_word(R10, at(base, offset));
-        match guest.near {
-            Some(near) => self.check_near(near, size, write),
-            None => self.check(Address::Computed, size, write),
-        }
+        self.check_operand(Address::Computed, size, write);
         at(R10, 0)
     }
 
@@ -256,31 +248,31 @@ impl Block<'_> {
         match value {
             Value::Register(number) => {
                 let host = self.held_in(number, RAX);
-                self.list_access();
+                self.list_if_raising();
                 self.store_word(place, host);
             }
             Value::Code(address) if self.mode.is_relative() => {
                 self.load_address(RAX, address);
-                self.list_access();
+                self.list_if_raising();
                 self.store_word(place, RAX);
             }
             Value::Constant(value) | Value::Code(value) if !self.wide() => {
-                self.list_access();
+                self.list_if_raising();
                 self.asm.store_imm32(place, value as u32);
             }
             Value::Constant(value) | Value::Code(value) => {
                 if let Ok(value) = i32::try_from(value as i64) {
-                    self.list_access();
+                    self.list_if_raising();
                     self.asm.store_imm64(place, value);
                 } else {
                     self.asm.mov_imm(RAX, value);
-                    self.list_access();
+                    self.list_if_raising();
                     self.store_word(place, RAX);
                 }
             }
             Value::Temp => {
                 self.load_word(RAX, Env::temp(1));
-                self.list_access();
+                self.list_if_raising();
                 self.store_word(place, RAX);
             }
         }
@@ -301,7 +293,7 @@ impl Block<'_> {
 
     fn pop(&mut self, number: u8) {
         let place = self.stack_top(0, false);
-        self.list_access();
+        self.list_if_raising();
         match registers::place(number) {
             Place::Host(host) => self.load_word(host, place),
             Place::Memory => {
@@ -332,7 +324,7 @@ impl Block<'_> {
         if let Some(value) = self.effective_address(&ins, R10, true) {
             self.asm.mov_imm(R10, value);
         }
-        self.bit_index(index);
+        self.load_register(index);
         // The number of the word that holds the bit.
         if wide {
             self.asm.sar(RAX, 6);
@@ -348,7 +340,7 @@ impl Block<'_> {
         self.asm.lea(self.wide() && !has_address32(&ins), R10, word);
         self.add_base(&ins, size);
         self.check(Address::Computed, size, ins.mnemonic() != Mnemonic::Bt);
-        self.bit_index(index);
+        self.load_register(index);
         self.asm
             .alu_imm(asm::Alu::And, false, RAX, if wide { 63 } else { 31 });
         self.asm.store(Env::temp(2), RAX);
@@ -367,10 +359,11 @@ impl Block<'_> {
         self.flags_out();
     }
 
-    fn bit_index(&mut self, number: u8) {
+    /// Loads a word of the guest's register of that number into RAX.
+    fn load_register(&mut self, number: u8) {
         match registers::place(number) {
-            Place::Host(host) => self.asm.mov(RAX, host),
-            Place::Memory => self.asm.load(RAX, Env::gpr(number)),
+            Place::Host(host) => self.move_word(RAX, host),
+            Place::Memory => self.load_word(RAX, Env::gpr(number)),
         }
     }
 }

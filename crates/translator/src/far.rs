@@ -1,10 +1,10 @@
 //! The shared code for accesses that are not where their near copy is.
 
-use crate::access::{SHIFT, tlb_fields};
-use crate::asm::{self, Alu, Asm, Cond, Mem, R10, RAX, RCX, RDX, RSI, env_at};
+use crate::access::{find_entry, tlb_fields};
+use crate::asm::{Alu, Asm, Cond, Mem, R10, RAX, RCX, RDX, RSI, at, env_at};
 use crate::env::Env;
 use crate::near::Near;
-use belljar_interpreter::tlb::{self, Entry, NearPair, SETS};
+use belljar_interpreter::tlb::{self, NearPair, SETS};
 use std::mem::offset_of;
 
 /// Bits of the size in an argument.
@@ -48,44 +48,29 @@ fn far(asm: &mut Asm, set: usize, write: bool, entries: usize) {
     asm.mov_imm(RSI, 4096);
     asm.reg(true, &[0x2b], RSI, RAX); // sub
     asm.alu_mem(Alu::Add, true, R10, near_tag);
-    asm.mov32(RDX, R10);
-    asm.shr32(RDX, SHIFT);
-    let mask = (entries - 1) * size_of::<Entry>();
-    asm.alu_imm(Alu::And, false, RDX, mask as i32);
-    let entry = |field: usize| -> Mem { env_at(RDX, field) };
-    asm.alu_mem(Alu::Sub, true, R10, entry(tag));
+    find_entry(asm, RDX, false, entries);
+    let (tag, host) = (env_at(RDX, tag), env_at(RDX, host));
+    asm.alu_mem(Alu::Sub, true, R10, tag);
     let missed = asm.label();
     asm.reg(true, &[0x3b], R10, RSI); // cmp
     asm.jcc(Cond::A, missed);
-    asm.load(RSI, entry(tag));
+    asm.load(RSI, tag);
     asm.store(near_tag, RSI);
-    asm.load(RSI, entry(host));
+    asm.load(RSI, host);
     asm.store(near_host, RSI);
-    asm.lea(
-        true,
-        R10,
-        Mem {
-            index: Some((RSI, 0)),
-            ..asm::at(R10, 0)
-        },
-    );
     leave(asm);
     asm.bind(missed);
-    // LEA keeps the flags.
-    asm.load(RAX, entry(tag));
-    asm.lea(
-        true,
-        R10,
-        Mem {
-            index: Some((RAX, 0)),
-            ..asm::at(R10, 0)
-        },
-    );
+    asm.load(RSI, tag);
     leave(asm);
 }
 
-/// Returns with the flags as they are.
+/// Returns with RSI added to R10 and the flags as they are.
 fn leave(asm: &mut Asm) {
+    let sum = Mem {
+        index: Some((RSI, 0)),
+        ..at(R10, 0)
+    };
+    asm.lea(true, R10, sum);
     for register in [RSI, RDX, RCX] {
         asm.pop(register);
     }

@@ -54,8 +54,13 @@ pub fn field_of(ins: &Instruction, kind: K) -> Option<Field> {
 
 /// Whether it is an operation of the accumulator and a constant in the form that is for those alone.
 fn names_accumulator(ins: &Instruction) -> bool {
+    is_binary(ins.mnemonic()) && is_accumulator(ins.op_code().op_kind(0))
+}
+
+/// The operations of arithmetic and logic that have a form for every pair of operands.
+const fn is_binary(mnemonic: Mnemonic) -> bool {
     matches!(
-        ins.mnemonic(),
+        mnemonic,
         Mnemonic::Add
             | Mnemonic::Or
             | Mnemonic::Adc
@@ -65,7 +70,7 @@ fn names_accumulator(ins: &Instruction) -> bool {
             | Mnemonic::Xor
             | Mnemonic::Cmp
             | Mnemonic::Test
-    ) && is_accumulator(ins.op_code().op_kind(0))
+    )
 }
 
 const fn is_accumulator(kind: K) -> bool {
@@ -94,20 +99,17 @@ pub fn exchanged<'a>(ins: &Instruction, encoding: &Encoding<'a>) -> Option<Encod
         (Form::Legacy(0), opcode @ (0x84 | 0x85)) => opcode,
         _ => return None,
     };
-    let in_memory = |n| {
-        let register = ins.op_register(n);
-        ins.op_kind(n) == OpKind::Register
-            && register.is_gpr()
-            && registers::place(number(register)) == Place::Memory
-    };
+    if (0..2).any(|n| ins.op_kind(n) != OpKind::Register) {
+        return None;
+    }
+    let in_memory = |n| registers::place(number(ins.op_register(n))) == Place::Memory;
     let code = ins.op_code();
     let (reg, rm) = if field(code.op_kind(0)) == Some(Field::Reg) {
         (0, 1)
     } else {
         (1, 0)
     };
-    let two = ins.op_kind(0) == OpKind::Register && ins.op_kind(1) == OpKind::Register;
-    (two && in_memory(reg) && !in_memory(rm)).then_some(Encoding {
+    (in_memory(reg) && !in_memory(rm)).then_some(Encoding {
         opcode,
         ..*encoding
     })
@@ -125,21 +127,12 @@ pub fn can_be_memory(ins: &Instruction, operand: u32, written: bool) -> bool {
     if written && size != 8 || twice {
         return false;
     }
-    matches!(
+    let plain = matches!(
         ins.mnemonic(),
         Mnemonic::Mov
             | Mnemonic::Movzx
             | Mnemonic::Movsx
             | Mnemonic::Movsxd
-            | Mnemonic::Add
-            | Mnemonic::Or
-            | Mnemonic::Adc
-            | Mnemonic::Sbb
-            | Mnemonic::And
-            | Mnemonic::Sub
-            | Mnemonic::Xor
-            | Mnemonic::Cmp
-            | Mnemonic::Test
             | Mnemonic::Inc
             | Mnemonic::Dec
             | Mnemonic::Neg
@@ -149,7 +142,9 @@ pub fn can_be_memory(ins: &Instruction, operand: u32, written: bool) -> bool {
             | Mnemonic::Sar
             | Mnemonic::Imul
             | Mnemonic::Mul
-    ) || ins.condition_code() != ConditionCode::None && ins.op_count() == 2
+    );
+    let moves_if = ins.condition_code() != ConditionCode::None && ins.op_count() == 2;
+    plain || moves_if || is_binary(ins.mnemonic())
 }
 
 /// The encoding in 64-bit code of an instruction of 32-bit code. `None` for what few assemblers

@@ -224,13 +224,8 @@ impl Block<'_> {
         }
         self.flags_in();
         self.load_operands(&ins, &operands);
-        if may_fault(&ins, unit) {
-            self.may_raise = false;
-            let site = self.site();
-            let here = self.asm.here();
-            self.tables.faults.push((here, site));
-        }
-        self.list_access();
+        self.may_raise |= may_fault(&ins, unit);
+        self.list_if_raising();
         self.encode(&guest, &encoding, &operands);
         self.flags_out();
         self.store_operands(&ins, &operands);

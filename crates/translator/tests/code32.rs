@@ -60,6 +60,18 @@ fn after(ins: &Instruction, before: u32) -> u32 {
     }
 }
 
+/// Whether `code` depends on flags that are undefined, as `before` are before it, and which are behind it.
+fn follow(code: &[u8], before: u32) -> (bool, u32) {
+    let mut decoder = Decoder::new(32, code, DecoderOptions::NONE);
+    decoder
+        .iter()
+        .fold((false, before), |(depends, left), ins| {
+            // What follows a jump that may be taken is not always executed.
+            let reads = ins.rflags_read() & left != 0 || ins.is_jcc_short();
+            (depends || reads, after(&ins, left))
+        })
+}
+
 /// A program in the making. EBX points to data, ESI is a small index, EBP an address that reaches
 /// data by wrapping at 4 GiB.
 struct Program {
@@ -207,21 +219,13 @@ impl Program {
     fn defined_instruction(&mut self, undefined: &mut u32) {
         let start = self.code.len();
         self.instruction();
-        let mut left = *undefined;
-        let mut depends = false;
-        for ins in &mut Decoder::new(32, &self.code[start..], DecoderOptions::NONE) {
-            // What follows a jump that may be taken is not always executed.
-            depends |= ins.rflags_read() & left != 0 || ins.is_jcc_short();
-            left = after(&ins, left);
-        }
-        if depends {
-            left = 0;
-            for ins in &mut Decoder::new(32, &self.code[start..], DecoderOptions::NONE) {
-                left = after(&ins, left);
-            }
+        let (depends, left) = follow(&self.code[start..], *undefined);
+        *undefined = if depends {
             self.code.splice(start..start, DEFINE);
-        }
-        *undefined = left;
+            follow(&self.code[start..], *undefined).1
+        } else {
+            left
+        };
     }
 
     fn random_f6(&mut self) -> u8 {

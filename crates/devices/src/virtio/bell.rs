@@ -55,6 +55,11 @@ impl Doorbell {
         self.pending.swap(0, Ordering::SeqCst)
     }
 
+    /// Takes what has been rung; waits until something is, unless there is `more` to do meanwhile.
+    pub fn take_between(&self, more: bool) -> u64 {
+        if more { self.take() } else { self.wait() }
+    }
+
     /// Waits until something is rung and takes it.
     pub fn wait(&self) -> u64 {
         loop {

@@ -53,11 +53,7 @@ impl Worker {
         let doorbell = Arc::clone(&self.shared.doorbell);
         let mut more = false;
         loop {
-            let rung = if more {
-                doorbell.take()
-            } else {
-                doorbell.wait()
-            };
+            let rung = doorbell.take_between(more);
             if rung & Doorbell::STOP != 0 {
                 return self.finish();
             }

@@ -32,11 +32,7 @@ impl Worker {
     pub fn run(&mut self, server: &mut FileServer, doorbell: &Doorbell) {
         let mut more = true;
         loop {
-            let rung = if more {
-                doorbell.take()
-            } else {
-                doorbell.wait()
-            };
+            let rung = doorbell.take_between(more);
             if rung & Doorbell::STOP != 0 {
                 return;
             }
