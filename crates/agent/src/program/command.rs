@@ -1,5 +1,6 @@
 //! Starting a session's command.
 
+use crate::signals;
 use belljar_agent::{Start, TerminalSize};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{ioctl_tiocsctty, setsid};
@@ -70,6 +71,7 @@ pub fn start(start: Start) -> Result<Started, Failure> {
     let mut words = start.arguments.into_iter().map(OsString::from_vec);
     let program = words.next().unwrap_or_default();
     let failed = |error: io::Error| Failure::of(&program, &error);
+    signals::hand_down_defaults().map_err(failed)?;
     let mut command = if start.terminal.is_none() {
         Command::new(&program)
     } else {

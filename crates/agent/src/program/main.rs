@@ -7,12 +7,11 @@
 
 mod command;
 mod session;
+mod signals;
 
 use belljar_agent::PORT;
-use signal_hook::consts::{SIGINT, SIGQUIT};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{Builder, sleep};
 use std::time::Duration;
 use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener, VsockStream};
@@ -31,10 +30,6 @@ fn main() -> ExitCode {
     if arguments.next().is_some_and(|word| word == command::CHILD) {
         return command::become_command(arguments);
     }
-    if let Err(error) = hand_down_signals() {
-        eprintln!("belljar-agent: signals cannot be set up: {error}");
-        return ExitCode::FAILURE;
-    }
     match listen() {
         Ok(listener) => serve(&listener),
         Err(error) => {
@@ -42,16 +37,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Makes sure that commands can be interrupted: who starts the agent in the background may have it
-/// ignore the terminal's signals, and its children would inherit that. What is caught, they do not.
-fn hand_down_signals() -> std::io::Result<()> {
-    let nothing = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGQUIT] {
-        signal_hook::flag::register(signal, Arc::clone(&nothing))?;
-    }
-    Ok(())
 }
 
 /// Listens; the device's driver may come later than the agent.

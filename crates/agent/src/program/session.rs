@@ -257,8 +257,12 @@ fn finish(mut child: Child, group: &Group, outputs: &Outputs, host: &Host<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::signals;
     use belljar_agent::{Start, TerminalSize};
     use std::os::unix::net::UnixStream;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, Stdio};
+    use std::time::Instant;
 
     impl Link for UnixStream {
         fn receive(&self, bytes: &mut [u8]) -> io::Result<usize> {
@@ -328,7 +332,7 @@ mod tests {
 
     #[test]
     fn a_signal_ends_the_command_and_what_it_has_started() {
-        let script = "trap 'echo caught; exit 3' TERM; echo ready; sleep 100 & wait";
+        let script = "trap 'echo caught; exit 3' TERM; (echo ready; exec sleep 100) & wait";
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         let agent = thread::spawn(move || serve(&theirs));
         write(&mut ours, &ToGuest::Start(shell(script, None))).unwrap();
@@ -374,5 +378,52 @@ mod tests {
         assert_eq!(read(&mut ours).unwrap(), Some(ToHost::Started));
         drop(ours);
         agent.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_command_begins_with_no_signal_ignored_or_blocked() {
+        let script = "exec sed -n 's/^Sig\\(Ign\\|Blk\\)://p' /proc/self/status";
+        let (output, _, _) = session(shell(script, None), &[]);
+        let mask = |line: &str| u64::from_str_radix(line.trim(), 16).unwrap();
+        let [blocked, ignored] = output.lines().map(mask).collect::<Vec<_>>()[..] else {
+            panic!("two lines, not {output:?}");
+        };
+        assert_eq!(blocked, 0);
+        // What no program can catch stays as it was here.
+        let stays = signals::STAY
+            .iter()
+            .fold(0, |mask, signal| mask | 1 << (signal - 1));
+        assert_eq!(ignored & !stays, 0, "{ignored:#x}");
+    }
+
+    /// Runs the tests above that depend on signals where somebody ignores these.
+    #[test]
+    fn what_the_agents_parent_ignores_its_commands_do_not() {
+        let limit = Duration::from_secs(30);
+        let tests = std::env::current_exe().unwrap();
+        let mut again = Command::new("sh")
+            .args(["-c", "trap '' HUP INT QUIT USR1 TERM 64; exec \"$@\"", "sh"])
+            .arg(tests)
+            .args([
+                "--exact",
+                "session::tests::a_host_that_leaves_hangs_up_on_the_command",
+            ])
+            .arg("session::tests::a_command_begins_with_no_signal_ignored_or_blocked")
+            .stdout(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + limit;
+        let status = loop {
+            if let Some(status) = again.try_wait().unwrap() {
+                break status;
+            }
+            if Instant::now() > deadline {
+                again.kill().unwrap();
+                panic!("a command ignores what it should not");
+            }
+            thread::sleep(Duration::from_millis(10));
+        };
+        assert!(status.success(), "{status}");
     }
 }
