@@ -26,7 +26,6 @@ impl InFlight {
     }
 
     /// How many there are.
-    #[cfg(test)]
     pub fn count(&self) -> usize {
         *lock(&self.count)
     }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, TryLockError};
 
 /// What only the worker changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,6 +181,24 @@ impl Inner {
         self.in_flight.drain();
     }
 
+    /// Whether the controller may reach memory. If not, it takes no commands; those under way end.
+    fn is_bus_master(&self) -> bool {
+        lock(&self.configuration).bus_master()
+    }
+
+    /// Shows in configuration space whether a controller that is no bus master any more still has
+    /// commands under way.
+    pub(super) fn show_what_ends(&self) {
+        // The worker holds its state while it takes commands.
+        let busy = match self.controller.try_lock() {
+            Err(TryLockError::WouldBlock) => true,
+            _idle => self.in_flight.count() > 0,
+        };
+        let mut space = lock(&self.configuration);
+        let pending = busy && !space.bus_master();
+        space.set_transactions_pending(pending);
+    }
+
     /// Takes a command from each submission queue; `false` if there was none to take.
     fn take_commands(self: &Arc<Self>, controller: &mut Controller) -> bool {
         let mut any = false;
@@ -195,7 +213,7 @@ impl Inner {
             return false;
         };
         let tail = self.tails[number].load(Ordering::Acquire);
-        if tail == queue.head || !self.promise(queue.completions) {
+        if tail == queue.head || !self.is_bus_master() || !self.promise(queue.completions) {
             return false;
         }
         let completions = queue.completions;

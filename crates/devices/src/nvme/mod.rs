@@ -4,6 +4,9 @@
 //! queues. Those of namespaces go to their [`Disk`]s, whose threads write the completions. A vCPU
 //! that writes a doorbell wakes the worker, or frees entries of a completion queue, and goes on.
 //!
+//! Commands are taken only while the controller is a bus master; those that are under way when it
+//! ceases to be one end as usual, and device status tells of them until then.
+//!
 //! A command is taken only when its completion queue has an entry to promise to it: so no driver
 //! makes the controller hold more than its own queues do, and a completion never waits for room.
 //!
@@ -231,15 +234,21 @@ fn configuration(msix: &Msix) -> (Configuration, usize) {
 impl Function for Nvme {
     fn read_configuration(&self, register: usize, data: &mut [u8]) {
         self.inner.update_line();
+        self.inner.show_what_ends();
         lock(&self.inner.configuration).read(register, data);
     }
 
     fn write_configuration(&self, register: usize, data: &[u8]) {
-        {
+        let may_begin = {
             let mut space = lock(&self.inner.configuration);
+            let was_master = space.bus_master();
             space.write(register, data);
             let msix_at = self.inner.msix_at;
             self.inner.msix.control_written(&space, msix_at);
+            !was_master && space.bus_master()
+        };
+        if may_begin {
+            self.inner.doorbell.ring(RING_QUEUES);
         }
         self.inner.update_line();
     }

@@ -14,6 +14,9 @@ const IO_CQ: u64 = 0x10_6000;
 const DATA: u64 = 0x20_0000;
 const ENTRIES: u32 = 8;
 const SIZE: usize = 256 << 10;
+/// The command register, and its bit that makes a function a bus master.
+const COMMAND: usize = 4;
+const BUS_MASTER: u8 = 1 << 2;
 
 struct Driver {
     memory: GuestMemory,
@@ -36,6 +39,15 @@ fn wait(mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Looks for a while whether `condition` stays true.
+fn stays(mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_millis(50);
+    while Instant::now() < end {
+        assert!(condition(), "the controller does what it must not");
+        std::thread::yield_now();
+    }
+}
+
 impl Driver {
     fn new(change: impl FnOnce(&mut MemoryDisk)) -> Self {
         let memory = GuestMemory::new(4 << 20).unwrap();
@@ -51,6 +63,7 @@ impl Driver {
             line: SharedLine::new(16, Arc::clone(&arrivals) as _),
         };
         let nvme = Nvme::new("test", 2, parts).unwrap();
+        nvme.write_configuration(COMMAND, &[BUS_MASTER]);
         nvme.resume();
         Self {
             memory,
@@ -212,6 +225,31 @@ fn completions_come_by_message_and_by_line() {
     wait(|| !driver.arrivals.messages.lock().unwrap().is_empty());
     assert_eq!(driver.arrivals.take_messages(), [(0xfee0_0000, 0x51)]);
     assert_eq!(driver.arrivals.take_lines(), []);
+}
+
+/// The bit of PCI Express's device status, whose capability is the first.
+fn has_pending_transactions(driver: &Driver) -> bool {
+    let mut status = [0];
+    driver.nvme.read_configuration(0x40 + 0x0a, &mut status);
+    status[0] & 1 << 5 != 0
+}
+
+#[test]
+fn commands_are_taken_only_while_the_controller_is_a_bus_master() {
+    let mut driver = Driver::new(|disk| disk.delay = Duration::from_millis(30));
+    driver.start();
+    let read = [(0, 2), (1, 1), (6, DATA as u32)];
+    driver.submit(1, &read);
+    wait(|| driver.nvme.inner.in_flight.count() == 1);
+    driver.nvme.write_configuration(COMMAND, &[0]);
+    assert!(has_pending_transactions(&driver));
+    wait(|| !has_pending_transactions(&driver));
+    assert!(driver.poll(1).is_some(), "what was begun has ended");
+    driver.submit(1, &read);
+    stays(|| driver.nvme.inner.in_flight.count() == 0 && driver.poll(1).is_none());
+    driver.nvme.write_configuration(COMMAND, &[BUS_MASTER]);
+    wait(|| driver.poll(1).is_some());
+    assert!(!has_pending_transactions(&driver));
 }
 
 #[test]

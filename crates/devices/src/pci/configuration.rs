@@ -23,6 +23,11 @@ const COMMAND_WRITABLE: [u8; 2] = [0x46, 0x05];
 const STATUS_INTERRUPT: u8 = 1 << 3;
 const STATUS_CAPABILITIES: u8 = 1 << 4;
 
+/// In the capability of PCI Express: the low byte of device status, and its bit that tells of
+/// transactions that have not ended. PCI Express Base 4.0, 7.5.3.5.
+const EXPRESS_STATUS: usize = 0x0a;
+const TRANSACTIONS_PENDING: u8 = 1 << 5;
+
 /// Capability of message-signalled interrupts by table.
 pub const CAPABILITY_MSIX: u8 = 0x11;
 /// Capability whose format the vendor defines.
@@ -83,6 +88,8 @@ pub struct Configuration {
     /// Where the next capability goes, and the byte that links to it.
     free: usize,
     link: usize,
+    /// Where the capability of PCI Express lies.
+    express: Option<usize>,
 }
 
 impl Configuration {
@@ -95,6 +102,7 @@ impl Configuration {
             bars: Vec::new(),
             free: FIRST_CAPABILITY,
             link: CAPABILITIES,
+            express: None,
         };
         space.set(0x00, &identity.vendor.to_le_bytes());
         space.set(0x02, &identity.device.to_le_bytes());
@@ -159,7 +167,9 @@ impl Configuration {
         let mut writable = [0; 0x3a];
         // Device control: error reporting, relaxed ordering, no snoop.
         writable[6..8].copy_from_slice(&[0x1f, 0x08]);
-        self.add_capability(CAPABILITY_EXPRESS, &body, &writable)
+        let at = self.add_capability(CAPABILITY_EXPRESS, &body, &writable);
+        self.express = Some(at);
+        at
     }
 
     fn set(&mut self, at: usize, bytes: &[u8]) {
@@ -276,9 +286,23 @@ impl Configuration {
         }
     }
 
-    /// Whether the function may read and write memory by itself.
+    /// Whether the function may read and write memory by itself, and so send messages. Without it,
+    /// it begins nothing that would; what it had begun ends, and
+    /// [shows](Self::set_transactions_pending) until then.
     pub fn bus_master(&self) -> bool {
         self.bytes[COMMAND] & COMMAND_BUS_MASTER != 0
+    }
+
+    /// Shows in PCI Express's device status whether a function that is no bus master any more still
+    /// reads or writes memory for what it had begun.
+    pub fn set_transactions_pending(&mut self, pending: bool) {
+        if let Some(at) = self.express {
+            let status = &mut self.bytes[at + EXPRESS_STATUS];
+            *status &= !TRANSACTIONS_PENDING;
+            if pending {
+                *status |= TRANSACTIONS_PENDING;
+            }
+        }
     }
 
     /// Whether the function may use its INTx line.

@@ -1,4 +1,7 @@
 //! MSI-X: messages by table. PCI 3.0, 6.8.2.
+//!
+//! A message is a write to memory, so a function that is no bus master sends none (6.2.2). Its
+//! vectors then wait as if they were masked.
 
 use super::configuration::{CAPABILITY_MSIX, Configuration};
 use crate::timers::lock;
@@ -34,6 +37,7 @@ pub struct Entry {
 pub struct MsixState {
     enabled: bool,
     masked: bool,
+    bus_master: bool,
     entries: Vec<Entry>,
     pending: Vec<u64>,
 }
@@ -48,6 +52,7 @@ impl MsixState {
         Self {
             enabled: false,
             masked: false,
+            bus_master: false,
             entries: vec![entry; usize::from(vectors)],
             pending: vec![0; usize::from(vectors).div_ceil(WORD)],
         }
@@ -56,7 +61,8 @@ impl MsixState {
     /// The entry to send if `vector` may be sent now.
     fn open(&self, vector: usize) -> Option<Entry> {
         let entry = self.entries.get(vector)?;
-        (self.enabled && !self.masked && entry.control & MASKED == 0).then_some(*entry)
+        let open = self.enabled && self.bus_master && !self.masked;
+        (open && entry.control & MASKED == 0).then_some(*entry)
     }
 
     fn take_pending(&mut self, vector: usize) -> bool {
@@ -94,6 +100,7 @@ impl Msix {
         {
             let mut now = lock(&this.state);
             (now.enabled, now.masked) = (state.enabled, state.masked);
+            now.bus_master = state.bus_master;
             for (to, from) in now.entries.iter_mut().zip(state.entries) {
                 *to = from;
             }
@@ -130,12 +137,14 @@ impl Msix {
         space.add_capability(CAPABILITY_MSIX, &body, &[0, ENABLE | FUNCTION_MASK])
     }
 
-    /// Takes over the enable and mask bits after the guest wrote configuration space.
+    /// Takes over the enable and mask bits, and whether the function is a bus master, after the guest
+    /// wrote configuration space.
     pub fn control_written(&self, space: &Configuration, capability: usize) {
         let control = space.byte(capability + 3);
         let mut state = lock(&self.state);
         state.enabled = control & ENABLE != 0;
         state.masked = control & FUNCTION_MASK != 0;
+        state.bus_master = space.bus_master();
         for vector in 0..usize::from(self.vectors) {
             self.flush(&mut state, vector);
         }
@@ -155,7 +164,7 @@ impl Msix {
         lock(&self.state).enabled
     }
 
-    /// Sends `vector`, or lets it wait while it is masked; a vector that does not exist is not
+    /// Sends `vector`, or lets it wait while it may not be sent; a vector that does not exist is not
     /// sent. Tells whether messages are enabled: if not, nothing happens.
     ///
     /// The table is locked during the delivery, so that a vector is not sent after it was masked.
@@ -243,6 +252,10 @@ mod tests {
     use crate::pci::{Class, Identity};
     use proptest::prelude::*;
 
+    /// The command register, and its bit that makes a function a bus master.
+    const COMMAND: usize = 4;
+    const BUS_MASTER: u8 = 1 << 2;
+
     struct Bench {
         msix: Msix,
         space: Configuration,
@@ -262,6 +275,7 @@ mod tests {
         let msix = Msix::new(3, Arc::<Arrivals>::clone(&arrivals));
         let mut space = Configuration::new(&identity);
         let capability = msix.add_capability(&mut space, 0, 0x4000, 0x5000);
+        space.write(COMMAND, &[BUS_MASTER]);
         Bench {
             msix,
             space,
@@ -319,6 +333,20 @@ mod tests {
         bench.control(ENABLE | FUNCTION_MASK);
         bench.msix.signal(0);
         assert_eq!(bench.arrivals.take_messages(), []);
+        bench.control(ENABLE);
+        assert_eq!(bench.arrivals.take_messages(), [(0xfee0_0000, 0x51)]);
+    }
+
+    #[test]
+    fn a_function_that_is_no_bus_master_holds_all_vectors_back() {
+        let mut bench = bench();
+        bench.program(0, 0xfee0_0000, 0x51, 0);
+        bench.control(ENABLE);
+        bench.space.write(COMMAND, &[0]);
+        bench.control(ENABLE);
+        assert!(bench.msix.signal(0));
+        assert_eq!(bench.arrivals.take_messages(), []);
+        bench.space.write(COMMAND, &[BUS_MASTER]);
         bench.control(ENABLE);
         assert_eq!(bench.arrivals.take_messages(), [(0xfee0_0000, 0x51)]);
     }

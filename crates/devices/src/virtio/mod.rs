@@ -15,8 +15,9 @@
 //! within the chain.
 //!
 //! A worker can be stopped at any time: by a reset of the guest, a pause or the machine's end. It
-//! then finishes or puts back what it has taken from the queues, and returns them. So reset, pause
-//! and saving are one mechanism: a device that does not run has no request in flight.
+//! then finishes or puts back what it has taken from the queues, and returns them. So reset, pause,
+//! saving and the loss of the right to reach memory are one mechanism: a device that does not run has
+//! no request in flight. A worker runs only while its function is a bus master.
 
 pub mod balloon;
 mod bell;
@@ -101,8 +102,8 @@ pub trait VirtioDevice: Send + Sync + std::fmt::Debug + 'static {
     /// Writes the device's part of the configuration; what cannot be written is ignored.
     fn write_configuration(&self, offset: u64, data: &[u8]);
 
-    /// Starts serving the queues: the driver is ready, or the machine goes on after a pause. All
-    /// bells ring right after.
+    /// Starts serving the queues: the driver is ready and the function a bus master, or the machine
+    /// goes on after a pause. All bells ring right after.
     ///
     /// # Errors
     /// What the host refuses. The device then asks the driver for a reset.

@@ -1,12 +1,11 @@
 //! The transport of virtio over PCI. Virtio 1.2, 4.1.
 
-use super::queue::{Queue, QueueSetup};
+mod work;
+
+use super::queue::QueueSetup;
 use super::registers::{Field, field};
 use super::signals::{Signals, SignalsState};
-use super::{
-    Activation, Bell, COMMON_FEATURES, DeviceKind, FEATURE_EVENT_IDX, FEATURE_VERSION_1, Running,
-    VirtioDevice,
-};
+use super::{Bell, COMMON_FEATURES, DeviceKind, FEATURE_VERSION_1, VirtioDevice};
 use crate::pci::{
     BarKind, CAPABILITY_VENDOR, Class, Configuration, ConfigurationState, Function, Identity,
     LineInput, MessageSink, Msix, MsixState, SharedLine,
@@ -14,7 +13,8 @@ use crate::pci::{
 use crate::timers::lock;
 use belljar_memory::DmaMemory;
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use work::Phase;
 
 /// PCI vendor of all virtio devices; their device IDs begin at [`FIRST_DEVICE`].
 const VENDOR: u16 = 0x1af4;
@@ -74,19 +74,6 @@ struct Negotiated {
     driver_select: u32,
     queue_select: u16,
     queues: Vec<QueueSetup>,
-}
-
-/// Whether a worker runs.
-#[derive(Debug)]
-enum Phase {
-    /// There is none.
-    Idle,
-    /// It runs.
-    Running(Box<dyn Running>),
-    /// It runs again when the machine does.
-    Paused,
-    /// It is being stopped by another thread.
-    Stopping,
 }
 
 #[derive(Debug)]
@@ -254,6 +241,12 @@ impl<D: VirtioDevice> VirtioPci<D> {
         &self.inner.device
     }
 
+    /// How the device gets its driver's attention.
+    #[cfg(test)]
+    pub(super) fn signals(&self) -> &Signals {
+        &self.inner.signals
+    }
+
     /// Stops the device's worker until [`resume`](Self::resume), and waits until nothing is in
     /// flight. No vCPU runs meanwhile.
     pub fn pause(&self) {
@@ -265,7 +258,6 @@ impl<D: VirtioDevice> VirtioPci<D> {
     pub fn resume(&self) {
         let mut transport = self.inner.lock();
         if matches!(transport.phase, Phase::Paused) {
-            transport.phase = Phase::Idle;
             self.inner.start(&mut transport);
         }
     }
@@ -331,87 +323,6 @@ impl<D: VirtioDevice> Inner<D> {
 
     fn offered(&self) -> u64 {
         self.device.features() | COMMON_FEATURES
-    }
-
-    fn wait_while_stopping<'a>(
-        &'a self,
-        mut transport: MutexGuard<'a, Transport>,
-    ) -> MutexGuard<'a, Transport> {
-        while matches!(transport.phase, Phase::Stopping) {
-            transport = self
-                .stopped
-                .wait(transport)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        transport
-    }
-
-    /// Stops the worker if there is one, with the lock released while waiting; `after` is the
-    /// phase then.
-    fn stop_worker<'a>(
-        &'a self,
-        mut transport: MutexGuard<'a, Transport>,
-        after: Phase,
-    ) -> MutexGuard<'a, Transport> {
-        if !matches!(transport.phase, Phase::Running(_)) {
-            return transport;
-        }
-        let phase = std::mem::replace(&mut transport.phase, Phase::Stopping);
-        drop(transport);
-        let queues = match phase {
-            Phase::Running(running) => running.stop(),
-            _ => Vec::new(),
-        };
-        transport = self.lock();
-        let setups = &mut transport.negotiated.queues;
-        for (setup, queue) in setups.iter_mut().zip(&queues) {
-            (setup.next_available, setup.next_used) = queue.progress();
-        }
-        if queues.len() < setups.len() {
-            self.signals.needs_reset();
-        }
-        transport.phase = after;
-        self.stopped.notify_all();
-        transport
-    }
-
-    /// Starts a worker on the queues as the driver set them up.
-    fn start(&self, transport: &mut Transport) {
-        if let Err(error) = self.try_start(transport) {
-            let kind = self.device.kind();
-            tracing::warn!(?kind, error = &*error, "cannot start a virtio device");
-            self.signals.needs_reset();
-        }
-    }
-
-    fn try_start(
-        &self,
-        transport: &mut Transport,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let features = transport.negotiated.features;
-        let event_idx = features & FEATURE_EVENT_IDX != 0;
-        let setups = (0..).zip(&transport.negotiated.queues);
-        let queues: Result<Vec<_>, _> = setups
-            .map(|(i, setup)| Queue::new(i, setup, event_idx, &self.memory, &self.signals))
-            .collect();
-        let running = self.device.start(Activation {
-            memory: Arc::clone(&self.memory),
-            queues: queues?,
-            features,
-            signals: Arc::clone(&self.signals),
-        })?;
-        transport.phase = Phase::Running(running);
-        for bell in &self.bells {
-            bell.ring();
-        }
-        Ok(())
-    }
-
-    /// The driver's reset is complete: as after power-on, apart from PCI's part.
-    fn finish_reset(&self, transport: &mut Transport) {
-        self.device.reset();
-        self.signals.reset();
-        transport.negotiated.reset();
     }
 
     fn read_common(&self, offset: u64, data: &mut [u8]) {
@@ -539,41 +450,6 @@ impl<D: VirtioDevice> Inner<D> {
         }
     }
 
-    /// Begins the driver's reset: the status is 0 when nothing is in flight any more, which the
-    /// driver waits for (4.1.4.3.2). The vCPU does not.
-    fn driver_reset(self: &Arc<Self>, mut transport: MutexGuard<'_, Transport>) {
-        match transport.phase {
-            Phase::Stopping => {}
-            Phase::Idle | Phase::Paused => {
-                transport.phase = Phase::Idle;
-                self.finish_reset(&mut transport);
-            }
-            Phase::Running(_) => {
-                let phase = std::mem::replace(&mut transport.phase, Phase::Stopping);
-                drop(transport);
-                let phase = Arc::new(Mutex::new(Some(phase)));
-                let (this, handed_over) = (Arc::clone(self), Arc::clone(&phase));
-                let thread = std::thread::Builder::new().name("reset".to_owned());
-                if let Err(error) = thread.spawn(move || this.stop_and_reset(&handed_over)) {
-                    tracing::warn!(%error, "no thread to reset a device, so a vCPU waits for it");
-                    self.stop_and_reset(&phase);
-                }
-            }
-        }
-    }
-
-    /// The slow part of the driver's reset.
-    fn stop_and_reset(&self, phase: &Mutex<Option<Phase>>) {
-        let phase = lock(phase).take();
-        if let Some(Phase::Running(running)) = phase {
-            drop(running.stop());
-        }
-        let mut transport = self.lock();
-        self.finish_reset(&mut transport);
-        transport.phase = Phase::Idle;
-        self.stopped.notify_all();
-    }
-
     fn update_line(&self) {
         let mut space = lock(&self.configuration);
         let waits = self.signals.set_line_allowed(space.intx_allowed());
@@ -626,6 +502,7 @@ impl<D: VirtioDevice> Function for VirtioPci<D> {
     fn read_configuration(&self, register: usize, data: &mut [u8]) {
         let inner = &self.inner;
         inner.update_line();
+        inner.show_what_ends();
         let window = inner.window_at + WINDOW_DATA;
         if (window..window + 4).contains(&register) {
             let access = Inner::<D>::window(&lock(&inner.configuration), inner.window_at);
@@ -648,6 +525,7 @@ impl<D: VirtioDevice> Function for VirtioPci<D> {
         let word = space.word(window).to_le_bytes();
         drop(space);
         inner.update_line();
+        inner.follow_bus_master();
         if (window..window + 4).contains(&register)
             && let Some((offset, len)) = access
         {

@@ -47,12 +47,20 @@ impl<D: VirtioDevice> Driver<D> {
             messages: Arc::<Arrivals>::clone(&arrivals) as _,
             line: SharedLine::new(16, Arc::<Arrivals>::clone(&arrivals) as _),
         };
-        Self {
+        let this = Self {
             memory,
             device: VirtioPci::new(device, parts),
             arrivals,
             next: [0; 8],
-        }
+        };
+        this.set_bus_master(true);
+        this
+    }
+
+    /// Lets the device reach memory, or not.
+    pub fn set_bus_master(&self, master: bool) {
+        self.device
+            .write_configuration(4, &[if master { 6 } else { 2 }]);
     }
 
     pub fn read<const N: usize>(&self, offset: u64) -> [u8; N] {
@@ -169,6 +177,15 @@ impl<D: VirtioDevice> Driver<D> {
         let mut bytes = vec![0; len];
         self.memory.read(GuestPhysAddr(at), &mut bytes).unwrap();
         bytes
+    }
+}
+
+/// Looks for a while whether `condition` stays true.
+pub fn stays(mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_millis(50);
+    while Instant::now() < end {
+        assert!(condition(), "the device does what it must not");
+        std::thread::yield_now();
     }
 }
 

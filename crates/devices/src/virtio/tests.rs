@@ -1,7 +1,7 @@
 //! The transport and the queues, by the entropy device, which is the simplest.
 
 use super::rng::Rng;
-use super::testing::{Driver, INDIRECT, NEXT, SIZE, WRITE, wait};
+use super::testing::{Driver, INDIRECT, NEXT, SIZE, WRITE, stays, wait};
 use super::*;
 use crate::pci::Function;
 use belljar_clock::SeededEntropy;
@@ -110,6 +110,89 @@ fn a_paused_device_does_nothing_until_it_goes_on() {
     assert_eq!(driver.used(0), 1);
     driver.device.resume();
     wait(|| driver.used(0) == 2);
+}
+
+#[test]
+fn a_device_serves_its_queues_only_while_it_is_a_bus_master() {
+    let mut driver = driver();
+    driver.set_bus_master(false);
+    driver.start(COMMON_FEATURES, 1);
+    driver.descriptor(Driver::<Rng>::ring(0), 0, (BUFFER, 16, WRITE), 0);
+    driver.offer(0, 0);
+    stays(|| driver.status() == READY && driver.used(0) == 0);
+    driver.set_bus_master(true);
+    wait(|| driver.used(0) == 1);
+    driver.set_bus_master(false);
+    wait(|| !has_pending_transactions(&driver));
+    driver.memory.zero(GuestPhysAddr(BUFFER), 16).unwrap();
+    driver.offer(0, 0);
+    stays(|| driver.used(0) == 1 && driver.bytes(BUFFER, 16) == [0; 16]);
+    driver.set_bus_master(true);
+    wait(|| driver.used(0) == 2);
+    assert_ne!(driver.bytes(BUFFER, 16), [0; 16]);
+}
+
+/// The bit of PCI Express's device status.
+fn has_pending_transactions(driver: &Driver<Rng>) -> bool {
+    let mut status = [0; 2];
+    let at = capability(driver, 0x10, None) + 0x0a;
+    driver.device.read_configuration(at, &mut status);
+    status[0] & 1 << 5 != 0
+}
+
+#[test]
+fn a_device_that_is_no_bus_master_is_reset_paused_and_saved_all_the_same() {
+    let mut driver = driver();
+    driver.start(COMMON_FEATURES, 1);
+    driver.transfer(0, &[(BUFFER, 16, WRITE)]);
+    driver.set_bus_master(false);
+    driver.reset();
+    driver.start(COMMON_FEATURES, 1);
+    driver.device.pause();
+    let state = driver.device.save();
+    let parts = VirtioPciParts {
+        memory: driver.memory.dma().unwrap(),
+        messages: Arc::clone(&driver.arrivals) as _,
+        line: crate::pci::SharedLine::new(16, Arc::clone(&driver.arrivals) as _),
+    };
+    driver.device = VirtioPci::restore(state, rng(), parts);
+    driver.device.resume();
+    driver.offer(0, 0);
+    assert_eq!((driver.status(), driver.used(0)), (READY, 0));
+    driver.set_bus_master(true);
+    wait(|| driver.used(0) == 1);
+}
+
+#[test]
+fn a_message_waits_until_the_device_is_a_bus_master_again() {
+    let driver = driver();
+    enable_messages(&driver);
+    driver.start(COMMON_FEATURES, 1);
+    driver.set_bus_master(false);
+    driver.device.signals().configuration_changed();
+    driver.device.signals().queue(0);
+    assert_eq!(driver.arrivals.take_messages(), []);
+    driver.set_bus_master(true);
+    wait(|| driver.arrivals.take_messages() == [(0xfee0_0000, 0x41)]);
+}
+
+/// The bit changes while the worker runs, is being stopped or is about to be reset, in any order.
+#[test]
+fn whatever_happens_to_the_bus_master_bit_the_device_goes_on_or_is_reset() {
+    let mut driver = driver();
+    for round in 0..50 {
+        driver.start(COMMON_FEATURES, 1);
+        driver.descriptor(Driver::<Rng>::ring(0), 0, (BUFFER, 16, WRITE), 0);
+        driver.offer(0, 0);
+        for change in 0..round % 7 {
+            driver.set_bus_master(change % 2 != 0);
+        }
+        driver.set_bus_master(true);
+        wait(|| driver.used(0) == 1);
+        driver.set_bus_master(round % 2 == 0);
+        driver.reset();
+        driver.set_bus_master(true);
+    }
 }
 
 #[test]
