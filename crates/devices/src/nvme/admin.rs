@@ -102,6 +102,8 @@ fn create_completion(inner: &Inner, command: &Command) -> Result<(), Status> {
     let vector = (command.word(11) >> 16) as u16;
     let vectors = if inner.msix.enabled() {
         inner.msix.vectors()
+    } else if inner.msi.enabled() {
+        inner.msi.vectors()
     } else {
         1
     };

@@ -6,7 +6,7 @@ use super::registers::{Registers, Wanted};
 use super::{RING_QUEUES, admin};
 use crate::disk::{Disk, Operation, Request};
 use crate::in_flight::InFlight;
-use crate::pci::{Configuration, LineInput, Msix};
+use crate::pci::{Configuration, LineInput, Msi, Msix};
 use crate::timers::lock;
 use crate::virtio::Doorbell;
 use belljar_memory::DmaMemory;
@@ -60,9 +60,12 @@ pub(super) struct Inner {
     pub(super) disks: Vec<Arc<dyn Disk>>,
     pub(super) memory: Arc<DmaMemory>,
     pub(super) msix: Msix,
+    pub(super) msi: Msi,
     pub(super) line: Mutex<LineInput>,
     pub(super) configuration: Mutex<Configuration>,
+    /// Where the two have their capabilities.
     pub(super) msix_at: usize,
+    pub(super) msi_at: usize,
     pub(super) registers: Mutex<Registers>,
     /// The submission queues' tails as doorbells say, and heads as completions tell.
     pub(super) tails: Box<[AtomicU32]>,
@@ -172,6 +175,7 @@ impl Inner {
         self.clear(&mut lock(&self.controller));
         *lock(&self.registers) = Registers::default();
         self.msix.reset();
+        self.msi.reset();
         lock(&self.configuration).reset();
         self.update_line();
     }
@@ -296,9 +300,44 @@ impl Inner {
         queue.post(&self.memory, &completion);
         let (vector, interrupts) = (queue.vector, queue.interrupts);
         drop(slot);
-        if interrupts && !self.msix.signal(vector) {
-            self.update_line();
+        if interrupts {
+            self.tell(vector);
         }
+    }
+
+    /// Tells the driver of a completion, by what it has enabled: MSI-X, MSI, or else the line. The last
+    /// two can be masked by register (3.1.3).
+    fn tell(&self, vector: u16) {
+        if self.msix.signal(vector) {
+            return;
+        }
+        if !self.msi.enabled() {
+            self.update_line();
+        } else if !lock(&self.registers).masks(vector) {
+            self.msi.signal(vector);
+        }
+    }
+
+    /// The driver has changed the mask: tells of what has come while its vector was in it.
+    pub(super) fn unmasked(&self, vectors: u32) {
+        for queue in &self.completions {
+            let of_vector =
+                |q: &CompletionQueue| vectors & 1_u32.unbounded_shl(q.vector.into()) != 0;
+            let waits = lock(queue)
+                .as_ref()
+                .filter(|q| q.interrupts && q.has_news() && of_vector(q))
+                .map(|q| q.vector);
+            if let Some(vector) = waits
+                && !self.msix.enabled()
+            {
+                self.tell(vector);
+            }
+        }
+    }
+
+    /// Whether the driver is told by messages and not by the line.
+    fn sends_messages(&self) -> bool {
+        self.msix.enabled() || self.msi.enabled()
     }
 
     /// Has completion queue `number` promise an entry. If it has none, the worker is woken when
@@ -343,7 +382,7 @@ impl Inner {
         if self.starved.swap(false, Ordering::SeqCst) {
             self.doorbell.ring(RING_QUEUES);
         }
-        if !self.msix.enabled() {
+        if !self.sends_messages() {
             self.update_line();
         }
     }
@@ -356,7 +395,7 @@ impl Inner {
             let slot = lock(queue);
             slot.as_ref().is_some_and(|q| q.interrupts && q.has_news())
         };
-        let masked = self.msix.enabled() || lock(&self.registers).line_masked();
+        let masked = self.sends_messages() || lock(&self.registers).masks(0);
         let wanted = !masked && self.completions.iter().any(wants);
         let allowed = {
             let mut space = lock(&self.configuration);

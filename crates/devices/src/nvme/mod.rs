@@ -32,7 +32,7 @@ use crate::disk::Disk;
 use crate::in_flight::InFlight;
 use crate::pci::{
     BarKind, Class, Configuration, ConfigurationState, Function, Identity, LineInput, MessageSink,
-    Msix, MsixState, SharedLine,
+    Msi, MsiState, Msix, MsixState, SharedLine,
 };
 use crate::timers::lock;
 use crate::virtio::Doorbell;
@@ -86,6 +86,7 @@ pub struct NvmeState {
     queues: u16,
     configuration: ConfigurationState,
     messages: MsixState,
+    plain_messages: MsiState,
     registers: Registers,
     controller: Controller,
     completions: Vec<Option<CompletionQueue>>,
@@ -109,8 +110,9 @@ impl Nvme {
     pub fn new(serial: &str, vcpus: u32, parts: NvmeParts) -> std::io::Result<Self> {
         let queues = u16::try_from(vcpus).unwrap_or(MOST_QUEUES);
         let queues = queues.clamp(1, MOST_QUEUES);
-        let msix = Msix::new(queues + 1, parts.messages);
-        let (configuration, msix_at) = configuration(&msix);
+        let msix = Msix::new(queues + 1, Arc::clone(&parts.messages));
+        let msi = Msi::new(queues + 1, parts.messages);
+        let (configuration, msix_at, msi_at) = configuration(&msix, &msi);
         let count = usize::from(queues) + 1;
         Ok(Self::build(Inner {
             serial: serial.to_owned(),
@@ -118,9 +120,11 @@ impl Nvme {
             disks: parts.disks,
             memory: parts.memory,
             msix,
+            msi,
             line: Mutex::new(LineInput::new(parts.line)),
             configuration: Mutex::new(configuration),
             msix_at,
+            msi_at,
             registers: Mutex::default(),
             tails: (0..count).map(|_| AtomicU32::new(0)).collect(),
             heads: (0..count).map(|_| AtomicU32::new(0)).collect(),
@@ -142,8 +146,9 @@ impl Nvme {
         let this = Self::new(&state.serial, queues.into(), parts)?;
         let mut inner = Arc::try_unwrap(this.inner)
             .map_err(|_| std::io::Error::other("the new controller is shared"))?;
-        inner.msix = Msix::restore(queues + 1, state.messages, messages);
-        let (configuration, _) = configuration(&inner.msix);
+        inner.msix = Msix::restore(queues + 1, state.messages, Arc::clone(&messages));
+        inner.msi = Msi::restore(queues + 1, state.plain_messages, messages);
+        let (configuration, _, _) = configuration(&inner.msix, &inner.msi);
         inner.configuration = Mutex::new(configuration.restored(&state.configuration));
         inner.registers = Mutex::new(state.registers);
         let count = inner.tails.len();
@@ -172,6 +177,7 @@ impl Nvme {
             queues: inner.queues,
             configuration: lock(&inner.configuration).save(),
             messages: inner.msix.save(),
+            plain_messages: inner.msi.save(),
             registers: lock(&inner.registers).clone(),
             controller: lock(&inner.controller).clone(),
             completions: inner.completions.iter().map(|q| lock(q).clone()).collect(),
@@ -216,7 +222,8 @@ impl Nvme {
     }
 }
 
-fn configuration(msix: &Msix) -> (Configuration, usize) {
+/// The configuration space, and where the two kinds of messages have their capabilities.
+fn configuration(msix: &Msix, msi: &Msi) -> (Configuration, usize, usize) {
     let mut space = Configuration::new(&Identity {
         vendor: VENDOR,
         device: DEVICE,
@@ -228,14 +235,17 @@ fn configuration(msix: &Msix) -> (Configuration, usize) {
     .with_interrupt_pin(1);
     space.add_express();
     let msix_at = msix.add_capability(&mut space, BAR, TABLE as u32, PENDING as u32);
-    (space, msix_at)
+    let msi_at = msi.add_capability(&mut space);
+    (space, msix_at, msi_at)
 }
 
 impl Function for Nvme {
     fn read_configuration(&self, register: usize, data: &mut [u8]) {
         self.inner.update_line();
         self.inner.show_what_ends();
-        lock(&self.inner.configuration).read(register, data);
+        let mut space = lock(&self.inner.configuration);
+        self.inner.msi.show_pending(&mut space, self.inner.msi_at);
+        space.read(register, data);
     }
 
     fn write_configuration(&self, register: usize, data: &[u8]) {
@@ -245,6 +255,7 @@ impl Function for Nvme {
             space.write(register, data);
             let msix_at = self.inner.msix_at;
             self.inner.msix.control_written(&space, msix_at);
+            self.inner.msi.written(&space, self.inner.msi_at);
             !was_master && space.bus_master()
         };
         if may_begin {
@@ -270,8 +281,17 @@ impl Function for Nvme {
     fn write_memory(&self, _: u8, offset: u64, data: &[u8]) {
         match offset {
             0..DOORBELLS => {
-                if lock(&self.inner.registers).write(offset, data) {
+                let (looks, unmasked) = {
+                    let mut registers = lock(&self.inner.registers);
+                    let masked = registers.mask();
+                    let looks = registers.write(offset, data);
+                    (looks, masked & !registers.mask())
+                };
+                if looks {
                     self.inner.doorbell.ring(RING_CONTROL);
+                }
+                if unmasked != 0 {
+                    self.inner.unmasked(unmasked);
                 }
                 self.inner.update_line();
             }

@@ -173,8 +173,13 @@ impl Registers {
         self.notice_shutdown();
     }
 
-    /// Whether vector 0's line is masked.
-    pub(super) fn line_masked(&self) -> bool {
-        self.mask & 1 != 0
+    /// Whether a vector of MSI is masked, or for vector 0 the line.
+    pub(super) fn masks(&self, vector: u16) -> bool {
+        self.mask & 1_u32.unbounded_shl(vector.into()) != 0
+    }
+
+    /// The vectors that are masked.
+    pub(super) fn mask(&self) -> u32 {
+        self.mask
     }
 }

@@ -227,6 +227,56 @@ fn completions_come_by_message_and_by_line() {
     assert_eq!(driver.arrivals.take_lines(), []);
 }
 
+#[test]
+fn completions_come_by_plain_messages_that_registers_mask() {
+    let mut driver = Driver::new(|_| ());
+    driver.enable();
+    let at = driver.nvme.inner.msi_at;
+    let write = |driver: &Driver, at, data: &[u8]| driver.nvme.write_configuration(at, data);
+    write(&driver, at + 4, &0xfee0_1000_u64.to_le_bytes());
+    write(&driver, at + 12, &[0x60, 0]);
+    // Enabled, with two vectors.
+    write(&driver, at + 2, &[0x11]);
+    driver.identify(1, 0);
+    wait(|| driver.arrivals.take_messages() == [(0xfee0_1000, 0x60)]);
+    let size = (ENTRIES - 1) << 16 | 1;
+    let queue = |vector: u32| {
+        [
+            (0, 5),
+            (6, IO_CQ as u32),
+            (10, size),
+            (11, vector << 16 | 3),
+        ]
+    };
+    assert_eq!(driver.command(0, &queue(2)).0, 0x4108, "was not granted");
+    assert_eq!(driver.command(0, &queue(1)).0, 0);
+    let sq = [(0, 1), (6, IO_SQ as u32), (10, size), (11, 1 << 16 | 1)];
+    assert_eq!(driver.command(0, &sq).0, 0);
+    wait(|| driver.arrivals.messages.lock().unwrap().len() == 3);
+    driver.arrivals.take_messages();
+    driver.write(0x0c, 2);
+    driver.submit(1, &[(0, 2), (1, 1), (6, DATA as u32)]);
+    let posted = GuestPhysAddr(IO_CQ + 12);
+    wait(|| driver.memory.load_u32(posted).unwrap() >> 16 & 1 == 1);
+    stays(|| driver.arrivals.messages.lock().unwrap().is_empty());
+    driver.write(0x10, 2);
+    wait(|| driver.arrivals.take_messages() == [(0xfee0_1000, 0x61)]);
+    // Masked in configuration space, it shows as pending.
+    write(&driver, at + 16, &[1]);
+    driver.identify(1, 0);
+    let mut pending = [0; 4];
+    wait(|| {
+        driver.nvme.read_configuration(at + 20, &mut pending);
+        pending == [1, 0, 0, 0]
+    });
+    write(&driver, at + 16, &[0]);
+    wait(|| driver.arrivals.take_messages() == [(0xfee0_1000, 0x60)]);
+    // The line was of no use once messages were enabled.
+    driver.arrivals.take_lines();
+    driver.identify(1, 0);
+    stays(|| driver.arrivals.lines.lock().unwrap().is_empty());
+}
+
 /// The bit of PCI Express's device status, whose capability is the first.
 fn has_pending_transactions(driver: &Driver) -> bool {
     let mut status = [0];

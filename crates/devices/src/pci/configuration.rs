@@ -28,6 +28,8 @@ const STATUS_CAPABILITIES: u8 = 1 << 4;
 const EXPRESS_STATUS: usize = 0x0a;
 const TRANSACTIONS_PENDING: u8 = 1 << 5;
 
+/// Capability of message-signalled interrupts in configuration space.
+pub const CAPABILITY_MSI: u8 = 0x05;
 /// Capability of message-signalled interrupts by table.
 pub const CAPABILITY_MSIX: u8 = 0x11;
 /// Capability whose format the vendor defines.
@@ -170,6 +172,12 @@ impl Configuration {
         let at = self.add_capability(CAPABILITY_EXPRESS, &body, &writable);
         self.express = Some(at);
         at
+    }
+
+    /// Sets bytes that the guest reads and cannot write.
+    pub(super) fn show(&mut self, at: usize, bytes: &[u8]) {
+        self.remember();
+        self.set(at, bytes);
     }
 
     fn set(&mut self, at: usize, bytes: &[u8]) {

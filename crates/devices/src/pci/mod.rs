@@ -7,7 +7,8 @@
 //! as their base address registers say at that moment.
 //!
 //! A device's model implements [`Function`], and has for it a [`Configuration`] with its
-//! capabilities, [`Msix`] for its messages and a [`LineInput`] for its INTx line.
+//! capabilities, [`Msix`] for its messages and a [`LineInput`] for its INTx line. [`Msi`] is for kernels
+//! that do not know MSI-X; virtio knows only the other two.
 //!
 //! # Locks
 //!
@@ -18,16 +19,18 @@
 mod bridge;
 mod configuration;
 pub(crate) mod line;
+mod msi;
 mod msix;
 mod ports;
 mod root;
 
 pub use bridge::HostBridge;
 pub use configuration::{
-    BarKind, CAPABILITY_EXPRESS, CAPABILITY_MSIX, CAPABILITY_VENDOR, Class, Configuration,
-    ConfigurationState, Identity,
+    BarKind, CAPABILITY_EXPRESS, CAPABILITY_MSI, CAPABILITY_MSIX, CAPABILITY_VENDOR, Class,
+    Configuration, ConfigurationState, Identity,
 };
 pub use line::{LevelSink, LineInput, SharedLine};
+pub use msi::{Msi, MsiState};
 pub use msix::{Entry, MessageSink, Msix, MsixState};
 pub use ports::{ConfigurationPorts, ConfigurationPortsState};
 pub use root::{Ecam, MemoryWindow, PciRoot, RootError};
