@@ -40,13 +40,21 @@ pub enum Action {
     },
     /// Wait for the machine's end: [`Answer::Ended`] then, however late.
     Wait,
-    /// Attach to the serial console: [`Answer::Attached`], after which the connection carries what
+    /// Attach to the console: [`Answer::Attached`], after which the connection carries what
     /// the guest prints, and to the guest what is written.
     Console {
         /// Whether the client wants to type; one client at a time can.
         input: bool,
         /// Whether what was printed lately comes first.
         scrollback: bool,
+    },
+    /// Tell the guest the size of the terminal that shows its console: [`Answer::Done`], whether or not
+    /// its console is a device that can say so.
+    ConsoleSize {
+        /// Characters in a line.
+        columns: u16,
+        /// Lines.
+        rows: u16,
     },
     /// Connect with a port of the guest's socket device: [`Answer::Connected`], after which the
     /// connection is a stream to whoever listens there.

@@ -4,7 +4,7 @@
 //! [`Runtime`] directory, and a control socket in it. A [`Client`] connects to the socket and sends
 //! an action; the [`Server`] in the machine's process checks who it is, lets what is
 //! [`Controlled`] perform the action, and sends the answer back. Some actions turn the connection
-//! into a stream afterwards, for example to the serial console.
+//! into a stream afterwards, for example to the console.
 //!
 //! ```text
 //!  belljar stop NAME                         belljar run / start

@@ -9,8 +9,8 @@ use crate::commands::{
 };
 use crate::images::ImageCommand;
 use belljar_machine::{
-    ConfigError, ConsoleChoice, DiskConfig, EngineChoice, Interface, MachineConfig, NetChoice,
-    ShareConfig, Size,
+    ConfigError, ConsoleChoice, ConsoleDevice, DiskConfig, EngineChoice, Interface, MachineConfig,
+    NetChoice, ShareConfig, Size,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -53,7 +53,7 @@ pub enum Command {
     Pause(Names),
     /// Let paused machines go on
     Resume(Names),
-    /// Attach the terminal to the serial console of a machine; Ctrl-A d detaches
+    /// Attach the terminal to the console of a machine; Ctrl-A d detaches
     ///
     /// First comes what the guest printed lately (up to 64 KiB). Any number of terminals can be
     /// attached; the first one has the keyboard. The machine goes on when they detach.
@@ -64,7 +64,7 @@ pub enum Command {
     /// third one leaves it to itself.
     #[command(after_help = EXEC_AFTER_HELP)]
     Exec(ExecOptions),
-    /// Show what a machine has printed on its serial console, up to 2 MiB
+    /// Show what a machine has printed on its console, up to 2 MiB
     Logs(LogsOptions),
     /// Show where a machine's time goes, by vCPU, and how its memory is used
     Stats(StatsOptions),
@@ -145,7 +145,8 @@ pub struct RunOptions {
     /// Initial RAM filesystem of the kernel
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
-    /// Command line of the kernel [default: console=ttyS0]
+    /// Command line of the kernel [default: console=ttyS0, or console=hvc0 with --console-device
+    /// virtio]
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     cmdline: Option<String>,
     /// Debian suite of the guest that Belljar makes itself, for example trixie [default: the host's
@@ -158,11 +159,15 @@ pub struct RunOptions {
     /// Number of virtual CPUs, 1 to 255 [default: 1]
     #[arg(long, value_name = "N")]
     cpus: Option<u32>,
-    /// Where the serial console goes: stdio, pty (its path is told on standard error), file=PATH
+    /// Where the guest's console goes: stdio, pty (its path is told on standard error), file=PATH
     /// (output only), unix=PATH (a socket that one client at a time connects to), none [default:
     /// stdio, or none for a machine that is started detached]
     #[arg(long, value_name = "WHERE")]
     console: Option<ConsoleChoice>,
+    /// Which device is the guest's console: serial (ttyS0 in Linux) or virtio (hvc0, which is faster
+    /// and knows the terminal's size; what the serial port prints is lost then) [default: serial]
+    #[arg(long, value_name = "NAME")]
+    console_device: Option<ConsoleDevice>,
     /// Attach a network card to a network: user (TCP/IP through this host, without privileges),
     /// tap=NAME (a tap device of this host that you own), switch=NAME (other machines of yours), or
     /// none; can be given several times [default: none]
@@ -221,6 +226,7 @@ impl RunOptions {
         config.memory = self.memory.unwrap_or(config.memory);
         config.cpus = self.cpus.unwrap_or(config.cpus);
         config.console = self.console.unwrap_or(config.console);
+        config.console_device = self.console_device.unwrap_or(config.console_device);
         if !self.net.is_empty() {
             config.net = Some(NetChoice::cards(self.net)?);
         }

@@ -186,6 +186,10 @@ impl belljar_api::Controlled for Control {
             Action::Balloon { size } => self.balloon(size),
             Action::Wait => self.wait(),
             Action::Console { input, scrollback } => self.console.attach(input, scrollback),
+            Action::ConsoleSize { columns, rows } => {
+                self.machine.set_console_size(columns, rows);
+                Performed::Answer(Answer::Done)
+            }
             Action::Connect { port } => self.connect(port),
         }
     }

@@ -3,7 +3,7 @@
 use crate::images;
 use crate::terminal::message;
 use anyhow::{Context, Result};
-use belljar_machine::MachineConfig;
+use belljar_machine::{ConsoleDevice, MachineConfig};
 
 /// Fills in the kernel, its initial RAM filesystem and its command line, in the suite's place; a
 /// command line that was given stays. Tells what the guest is.
@@ -17,6 +17,12 @@ pub fn provide(config: &mut MachineConfig) -> Result<String> {
     message(&format!("guest: Debian {}", guest.suite));
     config.kernel = Some(guest.kernel);
     config.initrd = Some(guest.initrd);
-    config.cmdline.get_or_insert(guest.cmdline);
+    let cmdline = on_console(&guest.cmdline, config.console_device);
+    config.cmdline.get_or_insert(cmdline);
     Ok(format!("Debian {}", guest.suite))
+}
+
+/// A command line that Belljar has for a guest, whose console is `device`.
+pub fn on_console(cmdline: &str, device: ConsoleDevice) -> String {
+    cmdline.replace(ConsoleDevice::Serial.parameter(), device.parameter())
 }

@@ -4,7 +4,7 @@ use crate::console::{Attachable, Console, Hub, Requests};
 use crate::control::{Control, Facts};
 use crate::registration::Registration;
 use crate::terminal::{RawTerminal, message};
-use crate::{detached, guest, images, limits, signals, statistics};
+use crate::{detached, guest, images, limits, signals, statistics, terminal};
 use anyhow::{Context, Result};
 use belljar_api::Ended;
 use belljar_machine::{
@@ -110,9 +110,10 @@ pub fn run(mut config: MachineConfig, mode: Mode) -> Result<Ending> {
         hub: console.hub(),
         reason: Mutex::new(None),
     });
-    watch_signals(caught, &machine, &stopper)?;
+    let follows = config.console == ConsoleChoice::Stdio;
+    watch_signals(caught, &machine, &stopper, follows)?;
     let mut served = Served::start(registration, &config, source, mode, &machine, &stopper)?;
-    let terminal = match config.console {
+    let raw = match config.console {
         ConsoleChoice::Stdio => RawTerminal::enter().context("cannot set up the terminal")?,
         _ => None,
     };
@@ -127,20 +128,35 @@ pub fn run(mut config: MachineConfig, mode: Mode) -> Result<Ending> {
     served.set_ended(&ending, reason);
     console.finish(patient);
     served.finish();
-    drop(terminal);
+    drop(raw);
     ending
 }
 
-/// Stops the machine when a signal asks for it, and prints its statistics.
-fn watch_signals(caught: signals::Caught, machine: &Machine, stopper: &Arc<Stopper>) -> Result<()> {
+/// Stops the machine when a signal asks for it, and prints its statistics. A console that is on the
+/// terminal `follows` its size.
+fn watch_signals(
+    caught: signals::Caught,
+    machine: &Machine,
+    stopper: &Arc<Stopper>,
+    follows: bool,
+) -> Result<()> {
     let on_end = {
         let stopper = Arc::clone(stopper);
         move |signal| stopper.stop(StoppedBy::Signal(signal))
     };
     let on_statistics = statistics::printer(machine.handle(), machine.engine())
         .context("cannot start the thread of the statistics")?;
+    let on_resize = {
+        let machine = machine.handle();
+        move || {
+            if let Some((rows, columns)) = terminal::input_size().filter(|_| follows) {
+                machine.set_console_size(columns, rows);
+            }
+        }
+    };
+    on_resize();
     caught
-        .watch(on_end, on_statistics)
+        .watch(on_end, on_statistics, on_resize)
         .context("cannot watch for signals")
 }
 

@@ -1,7 +1,10 @@
-//! Signals: those that ask the process to end, and the one that asks for statistics.
+//! Signals: those that ask the process to end, the one that asks for statistics, and the one that tells
+//! of another size of the terminal.
 
 use crate::terminal;
-use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU};
+use signal_hook::consts::{
+    SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH, SIGXCPU,
+};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 use std::io;
@@ -25,13 +28,15 @@ pub fn catch() -> io::Result<Caught> {
 impl Caught {
     /// Calls `on_end` for the first signal that asks the process to end; at the second one the
     /// process ends at once, with the terminal restored. Calls `on_statistics` for each signal that
-    /// asks for these, also for one that has come before. Neither may wait.
+    /// asks for these, also for one that has come before, and `on_resize` when the terminal has another
+    /// size. None may wait.
     pub fn watch(
         mut self,
         on_end: impl FnOnce(i32) + Send + 'static,
         on_statistics: impl Fn() + Send + 'static,
+        on_resize: impl Fn() + Send + 'static,
     ) -> io::Result<()> {
-        for signal in ENDING {
+        for signal in ENDING.into_iter().chain([SIGWINCH]) {
             self.0.add_signal(signal)?;
         }
         Builder::new().name("signals".to_owned()).spawn(move || {
@@ -39,6 +44,10 @@ impl Caught {
             for signal in self.0.forever() {
                 if signal == STATISTICS {
                     on_statistics();
+                    continue;
+                }
+                if signal == SIGWINCH {
+                    on_resize();
                     continue;
                 }
                 match on_end.take() {

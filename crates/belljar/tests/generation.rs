@@ -41,7 +41,9 @@ impl ConsoleOutput for Printed {
         self.changed.notify_all();
     }
 
-    fn pace(&self) {}
+    fn pace(&self, _: Option<Duration>) -> bool {
+        true
+    }
 }
 
 /// A machine with the default guest of `suite`, at its prompt.

@@ -17,9 +17,10 @@ use std::io::{self, Read};
 const MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
 /// Where the modules lie that these, and those of the default guest, may need: how their paths go
 /// on.
-const MODULE_PLACES: [&str; 7] = [
+const MODULE_PLACES: [&str; 8] = [
     "/kernel/drivers/virtio/",
     "/kernel/drivers/block/virtio_blk.",
+    "/kernel/drivers/char/virtio_console.",
     "/kernel/drivers/net/net_failover.",
     "/kernel/drivers/net/virtio_net.",
     "/kernel/fs/fuse/",

@@ -9,9 +9,11 @@ use crate::{ImageError, agent};
 pub(crate) const CMDLINE: &str = "console=ttyS0";
 
 /// The modules of the kernel that the guest loads, without those that they need in turn: for the
-/// agent, the balloon, disks, networks and shared directories. NVMe and ext4 are built into the cloud kernels.
-pub(crate) const MODULES: [&str; 6] = [
+/// console, the agent, the balloon, disks, networks and shared directories. NVMe and ext4 are built
+/// into the cloud kernels.
+pub(crate) const MODULES: [&str; 7] = [
     "virtio_pci",
+    "virtio_console",
     "vmw_vsock_virtio_transport",
     "virtio_balloon",
     "virtio_blk",
@@ -34,6 +36,8 @@ hostname belljar
 ip link set lo up
 if grep -q 0x1af4 /sys/bus/pci/devices/*/vendor 2>/dev/null; then
     for module in /modules/*; do insmod $module; done
+    # The console may have its driver only now.
+    (: < /dev/console) 2>/dev/null && exec < /dev/console > /dev/console 2>&1
     belljar-agent &
 fi
 for card in /sys/class/net/eth*; do

@@ -3,6 +3,7 @@
 use belljar_machine::ConsoleOutput;
 use std::io::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Keeps what a guest printed, and shows it on standard output if asked to.
 #[derive(Debug)]
@@ -59,5 +60,7 @@ impl ConsoleOutput for Console {
         self.lock().extend_from_slice(bytes);
     }
 
-    fn pace(&self) {}
+    fn pace(&self, _: Option<Duration>) -> bool {
+        true
+    }
 }

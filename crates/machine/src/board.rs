@@ -1,9 +1,9 @@
 //! The board: the devices of a PC, wired together, as the vCPUs reach them.
 
-use crate::console::{ConsoleInput, ConsoleOutput, Line, PortEnd};
-use crate::expansion::Expansion;
+use crate::console::{ConsoleInput, ConsoleOutput, DeviceEnd, Keyboard, Line, Nowhere, PortEnd};
+use crate::expansion::{Expansion, Plugs};
 use crate::lifecycle::Lifecycle;
-use crate::{MachineConfig, MachineError, Outcome};
+use crate::{ConsoleDevice, MachineConfig, MachineError, Outcome};
 use belljar_clock::{Clock, Entropy};
 use belljar_devices::acpi_pm::AcpiPm;
 use belljar_devices::bus::{Bus, Device};
@@ -20,6 +20,7 @@ use belljar_devices::rtc::Rtc;
 use belljar_devices::serial::Serial;
 use belljar_devices::timers::{SharedTimed, TimerWake, Timers};
 use belljar_devices::virtio::balloon::BalloonHost;
+use belljar_devices::virtio::console::{ConsoleBackend, ConsoleHost};
 use belljar_devices::virtio::vsock::VsockHost;
 use belljar_engine::{Attention, Board, MsrRefused, VcpuId};
 use belljar_memory::{GuestMemory, GuestPhysAddr};
@@ -54,8 +55,9 @@ pub(crate) struct MachineBoard {
     power: Arc<Mutex<AcpiPm>>,
     expansion: Expansion,
     configuration: Arc<Mutex<ConfigurationPorts>>,
+    /// The console's line, and where the serial port prints to.
     line: Arc<Line>,
-    output: Arc<dyn ConsoleOutput>,
+    serial_output: Arc<dyn ConsoleOutput>,
 }
 
 /// What devices do to the machine.
@@ -97,9 +99,25 @@ impl MachineBoard {
             lifecycle: to.lifecycle,
         });
         let line = Line::new(Arc::clone(&to.output));
-        let backend = Box::new(PortEnd(Arc::clone(&line)));
+        // A machine whose devices have no threads has the serial port alone.
+        let by_virtio = config.console_device == ConsoleDevice::Virtio && to.entropy.is_some();
+        let (console, serial_line, serial_output) = if by_virtio {
+            let device: Arc<dyn ConsoleBackend> = Arc::new(DeviceEnd(Arc::clone(&line)));
+            let nowhere: Arc<dyn ConsoleOutput> = Arc::new(Nowhere);
+            (Some(device), Line::new(Arc::clone(&nowhere)), nowhere)
+        } else {
+            (None, Arc::clone(&line), to.output)
+        };
+        let backend = Box::new(PortEnd(serial_line));
         let serial = Serial::new(backend, irq(layout::SERIAL_IRQ[0]), clock(), wake());
-        let expansion = Expansion::new(config, &to.memory, &interrupts, &to.clock, to.entropy)?;
+        let plugs = Plugs {
+            memory: &to.memory,
+            interrupts: &interrupts,
+            clock: &to.clock,
+            entropy: to.entropy,
+            console,
+        };
+        let expansion = Expansion::new(config, plugs)?;
         let root = Arc::clone(expansion.root());
         let mut board = Self {
             ports: Bus::new(),
@@ -128,7 +146,7 @@ impl MachineBoard {
             expansion,
             interrupts,
             line,
-            output: to.output,
+            serial_output,
         };
         board.attach()?;
         if config.debug_exit {
@@ -176,9 +194,18 @@ impl MachineBoard {
         ]
     }
 
-    /// The input of the serial console.
+    /// The input of the console.
     pub fn console_input(&self) -> ConsoleInput {
-        ConsoleInput::new(Arc::clone(&self.serial), Arc::clone(&self.line))
+        let keyboard: Arc<dyn Keyboard> = match self.console() {
+            Some(console) => Arc::new(console.clone()),
+            None => Arc::<Mutex<Serial>>::clone(&self.serial),
+        };
+        ConsoleInput::new(keyboard, Arc::clone(&self.line))
+    }
+
+    /// The host's side of the console device, if there is one.
+    pub fn console(&self) -> Option<&ConsoleHost> {
+        self.expansion.console()
     }
 
     /// The host's side of the socket device, if there is one.
@@ -244,7 +271,7 @@ impl Board for MachineBoard {
         // A wide access may begin below the register that transmits.
         let first = u64::from(port);
         if (first..first + u64::from(size)).contains(&layout::SERIAL[0].base) {
-            self.output.pace();
+            self.serial_output.pace(None);
         }
     }
 

@@ -14,8 +14,6 @@ use thiserror::Error;
 /// The most vCPUs that a machine can have: local APIC identifiers of 8 bits, less the one that
 /// means all.
 pub const MOST_CPUS: u32 = 255;
-/// The command line of a kernel for which none is given: messages go to the serial console.
-pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
 /// The longest name, in bytes.
 const LONGEST_NAME: usize = 64;
 /// The most disks of each interface.
@@ -56,8 +54,10 @@ pub struct MachineConfig {
     pub cpus: u32,
     /// What runs the guest's code.
     pub engine: EngineChoice,
-    /// Where the guest's serial console goes.
+    /// Where the guest's console goes.
     pub console: ConsoleChoice,
+    /// Which of the guest's devices is its console.
+    pub console_device: ConsoleDevice,
     /// The network cards; if nothing is said of them, what the guest's kind needs: none for a kernel.
     pub net: Option<Vec<CardConfig>>,
     /// The disks.
@@ -85,6 +85,7 @@ impl Default for MachineConfig {
             cpus: 1,
             engine: EngineChoice::Auto,
             console: ConsoleChoice::Stdio,
+            console_device: ConsoleDevice::Serial,
             net: None,
             disk: Vec::new(),
             share: Vec::new(),
@@ -186,9 +187,10 @@ impl MachineConfig {
         Ok(())
     }
 
-    /// The kernel's command line, [`DEFAULT_CMDLINE`] if none was given.
+    /// The kernel's command line; if none was given, one by which its messages go to the console.
     pub fn cmdline(&self) -> &str {
-        self.cmdline.as_deref().unwrap_or(DEFAULT_CMDLINE)
+        let default = self.console_device.parameter();
+        self.cmdline.as_deref().unwrap_or(default)
     }
 }
 
@@ -366,7 +368,57 @@ impl FromStr for NetChoice {
     }
 }
 
-/// Where a guest's serial console goes.
+/// Which of a guest's devices is its console.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConsoleDevice {
+    /// The serial port: from the first instruction on, one character at a time.
+    #[default]
+    Serial,
+    /// Virtio's console, which is fast and knows the terminal's size. What the serial port prints is
+    /// lost then.
+    Virtio,
+}
+
+impl ConsoleDevice {
+    /// The name as the command line and the file give it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Serial => "serial",
+            Self::Virtio => "virtio",
+        }
+    }
+
+    /// What a Linux kernel is told to have its messages there.
+    pub const fn parameter(self) -> &'static str {
+        match self {
+            Self::Serial => "console=ttyS0",
+            Self::Virtio => "console=hvc0",
+        }
+    }
+}
+
+impl FromStr for ConsoleDevice {
+    type Err = BadChoice;
+
+    fn from_str(text: &str) -> Result<Self, BadChoice> {
+        [Self::Serial, Self::Virtio]
+            .into_iter()
+            .find(|choice| choice.name() == text)
+            .ok_or_else(|| BadChoice {
+                given: text.to_owned(),
+                possible: "serial, virtio",
+            })
+    }
+}
+
+impl fmt::Display for ConsoleDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Where a guest's console goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum ConsoleChoice {
@@ -443,13 +495,14 @@ mod tests {
     fn a_file_says_what_the_flags_say() {
         let config: MachineConfig = toml::from_str(
             "kernel = \"/boot/vmlinuz\"\nmemory = \"512M\"\ncpus = 2\nengine = \"interpreter\"\n\
-             console = \"file=/tmp/log\"\ndebug-exit = true\nno-reboot = true\n\
+             console = \"file=/tmp/log\"\nconsole-device = \"virtio\"\ndebug-exit = true\nno-reboot = true\n\
              net = [\"user,forward=2222:22\", \"tap=vm0\"]\nshare = [\"/srv,tag=data,readonly\"]\n",
         )
         .unwrap();
         assert_eq!(config.memory.bytes(), 512 << 20);
         assert_eq!(config.engine, EngineChoice::Interpreter);
         assert_eq!(config.console, ConsoleChoice::File("/tmp/log".into()));
+        assert_eq!(config.cmdline(), "console=hvc0");
         assert!(config.debug_exit && config.no_reboot);
         assert_eq!(config.share[0].to_string(), "/srv,tag=data,readonly");
         let cards: Vec<String> = config.cards().iter().map(CardConfig::to_string).collect();
@@ -479,6 +532,7 @@ mod tests {
             "memory = \"much\"",
             "console = \"file=\"",
             "console = \"vga\"",
+            "console-device = \"vga\"",
             "net = \"user\"",
             "net = [\"none\"]",
         ] {

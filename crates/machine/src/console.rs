@@ -1,22 +1,36 @@
-//! The two ends of the serial console.
+//! The two ends of a machine's console, whichever of its devices that is.
 
 use belljar_devices::serial::{Serial, SerialBackend};
+use belljar_devices::virtio::console::{ConsoleBackend, ConsoleHost};
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Where a machine's serial console prints to.
+/// Where a machine's console prints to.
 pub trait ConsoleOutput: Send + Sync + fmt::Debug {
     /// Takes what the guest printed. It must not wait: a device's lock is held.
     fn write(&self, bytes: &[u8]);
 
     /// Waits until there is room for more, if this output is to slow its guest down and not to lose
-    /// anything. Called after each [`write`](Self::write) on the vCPU's thread, with no lock held.
-    /// It must come back soon after the machine was asked to stop.
-    fn pace(&self);
+    /// anything; for `limit` at most, if there is one. Tells whether there is room. Without a limit it
+    /// is called after each [`write`](Self::write) of a serial port on the vCPU's thread, with no lock
+    /// held, and must come back soon after the machine was asked to stop.
+    fn pace(&self, limit: Option<Duration>) -> bool;
 }
 
-/// The line between the serial port and the world.
+/// Where a serial port prints to that is not the console: its output is lost.
+#[derive(Debug)]
+pub(crate) struct Nowhere;
+
+impl ConsoleOutput for Nowhere {
+    fn write(&self, _: &[u8]) {}
+
+    fn pace(&self, _: Option<Duration>) -> bool {
+        true
+    }
+}
+
+/// The line between a device and the world.
 #[derive(Debug)]
 pub(crate) struct Line {
     output: Arc<dyn ConsoleOutput>,
@@ -26,7 +40,7 @@ pub(crate) struct Line {
 
 #[derive(Debug, Default)]
 struct LineState {
-    /// How often the port has told that it has room again.
+    /// How often the device has told that it has room again.
     rooms: u64,
     closed: bool,
 }
@@ -44,7 +58,12 @@ impl Line {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the port has told of room more than `rooms` times, or the line is closed.
+    fn tell_of_room(&self) {
+        self.lock().rooms += 1;
+        self.changed.notify_all();
+    }
+
+    /// Waits until the device has told of room more than `rooms` times, or the line is closed.
     fn wait_for_room(&self, rooms: u64) {
         let state = self.lock();
         let waited = self
@@ -63,21 +82,57 @@ impl SerialBackend for PortEnd {
     }
 
     fn room(&mut self) {
-        self.0.lock().rooms += 1;
-        self.0.changed.notify_all();
+        self.0.tell_of_room();
     }
 }
 
-/// The input of a machine's serial console.
+/// The console device's end of a [`Line`].
+#[derive(Debug)]
+pub(crate) struct DeviceEnd(pub Arc<Line>);
+
+impl ConsoleBackend for DeviceEnd {
+    fn write(&self, data: &[u8]) {
+        self.0.output.write(data);
+    }
+
+    fn wait_for_room(&self, limit: Duration) -> bool {
+        self.0.output.pace(Some(limit))
+    }
+
+    fn room(&self) {
+        self.0.tell_of_room();
+    }
+}
+
+/// What takes the input of a console. It never waits.
+pub(crate) trait Keyboard: Send + Sync + fmt::Debug {
+    /// Takes what there is room for; tells how many bytes that were.
+    fn take(&self, bytes: &[u8]) -> usize;
+}
+
+impl Keyboard for Mutex<Serial> {
+    fn take(&self, bytes: &[u8]) -> usize {
+        let mut serial = self.lock().unwrap_or_else(PoisonError::into_inner);
+        serial.receive(bytes)
+    }
+}
+
+impl Keyboard for ConsoleHost {
+    fn take(&self, bytes: &[u8]) -> usize {
+        self.receive(bytes)
+    }
+}
+
+/// The input of a machine's console.
 #[derive(Clone, Debug)]
 pub struct ConsoleInput {
-    serial: Arc<Mutex<Serial>>,
+    keyboard: Arc<dyn Keyboard>,
     line: Arc<Line>,
 }
 
 impl ConsoleInput {
-    pub(crate) fn new(serial: Arc<Mutex<Serial>>, line: Arc<Line>) -> Self {
-        Self { serial, line }
+    pub(crate) fn new(keyboard: Arc<dyn Keyboard>, line: Arc<Line>) -> Self {
+        Self { keyboard, line }
     }
 
     /// Hands `bytes` to the guest; waits while it takes none. False if the machine ended before it
@@ -116,10 +171,7 @@ impl ConsoleInput {
 
     /// Hands `bytes` to the guest as far as it takes them now; tells how many it took.
     pub(crate) fn offer(&self, bytes: &[u8]) -> usize {
-        self.serial
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .receive(bytes)
+        self.keyboard.take(bytes)
     }
 
     /// Nothing can be sent any more.

@@ -109,7 +109,9 @@ impl Slots {
                 name: "nvme".to_owned(),
                 source,
             })?;
-            self.functions.push((NVME, Arc::new(controller.clone())));
+            let location = NVME.into();
+            self.functions
+                .push((location, Arc::new(controller.clone())));
             self.workers.push(Arc::new(controller));
         }
         Ok(())

@@ -7,8 +7,11 @@ use belljar_clock::{Clock, Entropy};
 use belljar_devices::interrupts::Interrupts;
 use belljar_devices::layout;
 use belljar_devices::nvme::Nvme;
-use belljar_devices::pci::{Function, HostBridge, LevelSink, MessageSink, PciRoot, SharedLine};
+use belljar_devices::pci::{
+    Function, HostBridge, LevelSink, Location, MessageSink, PciRoot, SharedLine,
+};
 use belljar_devices::virtio::balloon::{Balloon, BalloonHost};
+use belljar_devices::virtio::console::{Console, ConsoleBackend, ConsoleHost};
 use belljar_devices::virtio::fs::Fs;
 use belljar_devices::virtio::net::Net;
 use belljar_devices::virtio::rng::Rng;
@@ -22,6 +25,12 @@ use std::sync::Arc;
 /// Slots.
 const BRIDGE: usize = 0;
 const RNG: usize = 1;
+/// The console, if it is not the serial port: no slot is left, so it is a function beside the entropy
+/// source.
+const CONSOLE: Location = Location {
+    slot: RNG,
+    function: 1,
+};
 /// The first network card; the others follow.
 const NET: usize = 3;
 const BALLOON: usize = 28;
@@ -68,6 +77,18 @@ pub(crate) struct Expansion {
     workers: Vec<Arc<dyn Worker>>,
     vsock: Option<VsockHost>,
     balloon: Option<BalloonHost>,
+    console: Option<ConsoleHost>,
+}
+
+/// What the devices are attached to.
+pub(crate) struct Plugs<'a> {
+    pub memory: &'a GuestMemory,
+    pub interrupts: &'a Arc<Interrupts>,
+    pub clock: &'a Arc<dyn Clock>,
+    /// Without it there are only devices that have no threads.
+    pub entropy: Option<Arc<dyn Entropy>>,
+    /// The other end of the console, if that is a device here.
+    pub console: Option<Arc<dyn ConsoleBackend>>,
 }
 
 /// Takes devices and gives each its slot.
@@ -76,7 +97,7 @@ pub(crate) struct Slots {
     pub memory: Arc<DmaMemory>,
     pub messages: Arc<dyn MessageSink>,
     lines: Vec<Arc<SharedLine>>,
-    pub functions: Vec<(usize, Arc<dyn Function>)>,
+    pub functions: Vec<(Location, Arc<dyn Function>)>,
     pub workers: Vec<Arc<dyn Worker>>,
 }
 
@@ -100,13 +121,14 @@ impl Slots {
         Arc::clone(&self.lines[slot % usize::from(layout::PCI_LINES)])
     }
 
-    /// Plugs a virtio device into `slot`.
+    /// Plugs a virtio device in at `location`.
     pub fn virtio<D: VirtioDevice>(
         &mut self,
-        slot: usize,
+        location: impl Into<Location>,
         name: &str,
         device: io::Result<D>,
     ) -> Result<(), MachineError> {
+        let location = location.into();
         let device = device.map_err(|source| MachineError::Device {
             name: name.to_owned(),
             source,
@@ -114,10 +136,10 @@ impl Slots {
         let parts = VirtioPciParts {
             memory: Arc::clone(&self.memory),
             messages: Arc::clone(&self.messages),
-            line: self.line(slot),
+            line: self.line(location.slot),
         };
         let device = VirtioPci::new(device, parts);
-        self.functions.push((slot, Arc::new(device.clone())));
+        self.functions.push((location, Arc::new(device.clone())));
         self.workers.push(Arc::new(device));
         Ok(())
     }
@@ -144,19 +166,15 @@ impl Slots {
 }
 
 impl Expansion {
-    /// The devices of a machine; without `entropy` only those that have no threads.
-    pub fn new(
-        config: &MachineConfig,
-        memory: &GuestMemory,
-        interrupts: &Arc<Interrupts>,
-        clock: &Arc<dyn Clock>,
-        entropy: Option<Arc<dyn Entropy>>,
-    ) -> Result<Self, MachineError> {
+    /// The devices of a machine.
+    pub fn new(config: &MachineConfig, plugs: Plugs<'_>) -> Result<Self, MachineError> {
+        let (memory, clock) = (plugs.memory, plugs.clock);
         let dma = memory.dma().map_err(MachineError::Memory)?;
-        let mut slots = Slots::new(dma, interrupts);
-        slots.functions.push((BRIDGE, Arc::new(HostBridge::new())));
-        let (mut vsock, mut balloon) = (None, None);
-        if let Some(entropy) = entropy {
+        let mut slots = Slots::new(dma, plugs.interrupts);
+        let bridge = Arc::new(HostBridge::new());
+        slots.functions.push((BRIDGE.into(), bridge));
+        let (mut vsock, mut balloon, mut console) = (None, None, None);
+        if let Some(entropy) = plugs.entropy {
             slots.virtio(RNG, "rng", Rng::new(Arc::clone(&entropy)))?;
             let device = Vsock::new(GUEST);
             vsock = device.as_ref().ok().map(Vsock::host);
@@ -164,6 +182,11 @@ impl Expansion {
             let device = Balloon::new(memory.clone());
             balloon = device.as_ref().ok().map(Balloon::host);
             slots.virtio(BALLOON, "balloon", device)?;
+            if let Some(backend) = plugs.console {
+                let device = Console::new(backend);
+                console = device.as_ref().ok().map(Console::host);
+                slots.virtio(CONSOLE, "console", device)?;
+            }
             for (index, card) in (0_u8..).zip(config.cards()) {
                 slots.card(index, card, clock, &entropy)?;
             }
@@ -177,7 +200,13 @@ impl Expansion {
             workers: slots.workers,
             vsock,
             balloon,
+            console,
         })
+    }
+
+    /// The host's side of the console device, if there is one.
+    pub fn console(&self) -> Option<&ConsoleHost> {
+        self.console.as_ref()
     }
 
     /// The host's side of the socket device, if there is one.

@@ -4,7 +4,7 @@
 //! about what it is to be. It chooses an engine, loads the kernel, and runs one thread for each
 //! vCPU and one for the devices' deadlines; a [`MachineHandle`] pauses, resumes, resets and stops
 //! it from any thread and tells its [`Statistics`], and [`Machine::wait`] gives its [`Outcome`]. It
-//! knows nothing of terminals: its serial console is a [`ConsoleOutput`] that it writes to and a
+//! knows nothing of terminals: its console is a [`ConsoleOutput`] that it writes to and a
 //! [`ConsoleInput`] that is written to.
 //!
 //! A [`SteppedMachine`] is the same board for tools that want to run the guest themselves, a number
@@ -36,7 +36,7 @@ pub use belljar_devices::virtio::vsock::Greetings;
 pub use belljar_net::CardConfig;
 pub use belljar_share::ShareConfig;
 pub use config::{
-    BadChoice, ConfigError, ConsoleChoice, DEFAULT_CMDLINE, EngineChoice, MOST_CARDS, MOST_CPUS,
+    BadChoice, ConfigError, ConsoleChoice, ConsoleDevice, EngineChoice, MOST_CARDS, MOST_CPUS,
     MOST_DISKS, MOST_SHARES, MachineConfig, NetChoice,
 };
 pub use console::{ConsoleInput, ConsoleOutput};

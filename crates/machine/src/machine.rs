@@ -35,7 +35,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Makes the machine of `config`, whose serial console prints to `output`, with its kernel in
+    /// Makes the machine of `config`, whose console prints to `output`, with its kernel in
     /// memory.
     ///
     /// # Errors
@@ -139,7 +139,7 @@ impl Machine {
         self.handle.clone()
     }
 
-    /// The input of the serial console.
+    /// The input of the console.
     pub fn console_input(&self) -> ConsoleInput {
         self.input.clone()
     }
@@ -294,6 +294,14 @@ impl MachineHandle {
         let balloon = balloon.ok_or(std::io::ErrorKind::Unsupported)?;
         balloon.set_target(bytes);
         Ok(())
+    }
+
+    /// Tells the guest the size of the terminal that shows its console. A serial port cannot say that,
+    /// so a guest whose console is one does not learn it.
+    pub fn set_console_size(&self, columns: u16, rows: u16) {
+        if let Some(console) = self.0.board.console() {
+            console.set_size(columns, rows);
+        }
     }
 
     /// What the vCPUs have counted so far, whatever the guest does: each looks up for some

@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 /// A machine without threads whose guest runs the same way each time: time stands still unless
 /// [`tick`](Self::tick) moves it, interrupts that devices raise reach the vCPU only then, and
-/// chance is the [`Entropy`] that the caller gives. It has one vCPU and no device that has a thread,
-/// and its guest's reset ends it.
+/// chance is the [`Entropy`] that the caller gives. It has one vCPU and no device that has a thread, so
+/// that its console is the serial port, and its guest's reset ends it.
 ///
 /// So *where* a guest is interrupted does not depend on how the engine cuts its code into pieces,
 /// and two engines can be compared instruction by instruction.
@@ -141,7 +141,7 @@ impl SteppedMachine {
         &self.wiring.memory
     }
 
-    /// Types `bytes` at the serial console, as far as the guest takes them before the next tick;
+    /// Types `bytes` at the console, as far as the guest takes them before the next tick;
     /// tells how many it took.
     pub fn type_in(&mut self, bytes: &[u8]) -> usize {
         self.input.offer(bytes)

@@ -28,7 +28,7 @@ pub(crate) struct Wiring {
 }
 
 impl Wiring {
-    /// Wires what `config` asks for; the serial console prints to `output`. Without `entropy` there
+    /// Wires what `config` asks for; the console prints to `output`. Without `entropy` there
     /// are no devices that have threads of their own, whose work would come at any time, and no
     /// generation.
     pub fn new(

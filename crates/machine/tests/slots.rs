@@ -3,7 +3,8 @@
 mod guest;
 
 use belljar_machine::{
-    CardConfig, DiskConfig, MOST_CARDS, MOST_DISKS, MOST_SHARES, Outcome, ShareConfig,
+    CardConfig, ConsoleDevice, DiskConfig, MOST_CARDS, MOST_DISKS, MOST_SHARES, Outcome,
+    ShareConfig,
 };
 use guest::*;
 use std::fs;
@@ -30,6 +31,7 @@ fn everything_has_a_slot_of_its_own() {
         config.net = Some(vec![CardConfig::user(); MOST_CARDS]);
         config.disk = disks;
         config.share = shares;
+        config.console_device = ConsoleDevice::Virtio;
         config.validate().unwrap();
     });
     let (outcome, _) = machine.end();

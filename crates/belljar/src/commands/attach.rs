@@ -1,4 +1,4 @@
-//! `belljar console`: the serial console of a running machine on the terminal.
+//! `belljar console`: the console of a running machine on the terminal.
 
 use crate::escape::{Escape, Key};
 use crate::signals;
@@ -12,6 +12,8 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use std::io::{IsTerminal, Write, stdin, stdout};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
+use std::thread::Builder;
 
 /// Bytes that are read at once.
 const CHUNK: usize = 4 << 10;
@@ -49,8 +51,10 @@ pub fn attach(options: &AttachOptions) -> Result<()> {
         message(&format!("attached to {}; {KEYS}", options.name));
     }
     let (stream, ahead) = client.into_connection().into_stream();
+    let tell_size = size_teller(input.then(|| options.name.clone()))?;
+    tell_size();
     signals::catch()
-        .and_then(|caught| caught.watch(|signal| signals::die_of(signal), || ()))
+        .and_then(|caught| caught.watch(|signal| signals::die_of(signal), || (), tell_size))
         .context("cannot catch signals")?;
     let raw = RawTerminal::enter().context("cannot set up the terminal")?;
     let end = Attached::new(stream, input).serve(&ahead);
@@ -60,6 +64,33 @@ pub fn attach(options: &AttachOptions) -> Result<()> {
         End::Ended => message("the machine has ended"),
     }
     Ok(())
+}
+
+/// What has the machine `name`, if there is one, told of the terminal's size, by a thread of its own.
+fn size_teller(name: Option<String>) -> Result<impl Fn() + Send + 'static> {
+    let (wish, wishes) = mpsc::sync_channel(1);
+    let tell = move |name: &str| -> Result<()> {
+        if let Some((rows, columns)) = terminal::input_size() {
+            let size = Action::ConsoleSize { columns, rows };
+            Runtime::of_user()?.place(name)?.connect()?.call(size)?;
+        }
+        Ok(())
+    };
+    Builder::new()
+        .name("terminal size".to_owned())
+        .spawn(move || {
+            for () in wishes {
+                if let Some(Err(error)) = name.as_deref().map(tell) {
+                    // The machine may be about to end; its console tells.
+                    tracing::debug!("the terminal's size was not told: {error:#}");
+                }
+            }
+        })
+        .context("cannot start the thread that tells the terminal's size")?;
+    Ok(move || {
+        // One that waits already will tell what the size is then.
+        let _ = wish.try_send(());
+    })
 }
 
 /// How an attachment ended.

@@ -5,6 +5,7 @@ use super::outlet::Outlet;
 use super::scrollback::Scrollback;
 use belljar_machine::ConsoleOutput;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The guest's end of its console. See the [module](self).
 #[derive(Debug)]
@@ -52,9 +53,7 @@ impl ConsoleOutput for Hub {
         self.scrollback.push(bytes);
     }
 
-    fn pace(&self) {
-        for outlet in &self.outlets {
-            outlet.pace();
-        }
+    fn pace(&self, limit: Option<Duration>) -> bool {
+        self.outlets.iter().all(|outlet| outlet.pace(limit))
     }
 }

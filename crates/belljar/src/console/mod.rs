@@ -1,4 +1,4 @@
-//! Where a guest's serial console goes: the terminal or pipes, a pseudo-terminal, a file, a Unix
+//! Where a guest's console goes: the terminal or pipes, a pseudo-terminal, a file, a Unix
 //! socket.
 //!
 //! Every console has a bounded [`Outlet`] that the vCPUs fill and a writer thread empties, and

@@ -86,12 +86,20 @@ impl Outlet {
         self.changed.notify_all();
     }
 
-    /// Waits for room, if that is what to do when the buffer is full and the outlet is not closed.
-    pub fn pace(&self) {
-        if self.when_full == WhenFull::Wait {
-            let full = |s: &mut State| s.waiting.len() >= CAPACITY && !s.closed && !s.broken;
-            drop(self.changed.wait_while(self.lock(), full));
+    /// Waits for room, if that is what to do when the buffer is full and the outlet is not closed; for
+    /// `limit` at most, if there is one. Tells whether there is room.
+    pub fn pace(&self, limit: Option<Duration>) -> bool {
+        if self.when_full == WhenFull::DropOldest {
+            return true;
         }
+        let full = |s: &mut State| s.waiting.len() >= CAPACITY && !s.closed && !s.broken;
+        let Some(limit) = limit else {
+            drop(self.changed.wait_while(self.lock(), full));
+            return true;
+        };
+        let waited = self.changed.wait_timeout_while(self.lock(), limit, full);
+        let (_state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        !waited.timed_out()
     }
 
     /// Moves everything that waits to the empty buffer `into`; waits until there is something.
@@ -201,7 +209,7 @@ mod tests {
         let pusher = std::thread::spawn({
             let outlet = Arc::clone(&outlet);
             move || {
-                outlet.pace();
+                assert!(outlet.pace(None));
                 outlet.push(b"late");
             }
         });
@@ -219,10 +227,12 @@ mod tests {
         outlet.push(&vec![b'a'; CAPACITY]);
         let pusher = std::thread::spawn({
             let outlet = Arc::clone(&outlet);
-            move || outlet.pace()
+            move || outlet.pace(None)
         });
+        assert!(!outlet.pace(Some(Duration::from_millis(1))));
         outlet.close();
-        pusher.join().unwrap();
+        assert!(pusher.join().unwrap());
+        assert!(outlet.pace(Some(Duration::ZERO)));
         outlet.push(b"lost");
         let mut got = Vec::new();
         assert!(outlet.take(&mut got));

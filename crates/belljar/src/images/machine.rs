@@ -1,6 +1,7 @@
 //! `belljar run IMAGE`: the image, which is built at its first use, and the machine's own disk.
 
 use super::runner::{MachineRunner, raw_disk};
+use crate::guest;
 use crate::terminal::message;
 use anyhow::{Context, Result};
 use belljar_image::{FirstBoot, Image, Images, MachineDisks, Recipe, names};
@@ -39,9 +40,10 @@ pub fn provide(config: &mut MachineConfig, image: &str) -> Result<String> {
     ));
     config.kernel = Some(disk.kernel);
     config.initrd = Some(disk.initrd);
+    let cmdline = guest::on_console(&disk.cmdline, config.console_device);
     config.cmdline = Some(match config.cmdline.take() {
-        Some(more) => format!("{} {more}", disk.cmdline),
-        None => disk.cmdline,
+        Some(more) => format!("{cmdline} {more}"),
+        None => cmdline,
     });
     config.net.get_or_insert_with(|| vec![CardConfig::user()]);
     let root = DiskConfig {

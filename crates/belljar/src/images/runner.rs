@@ -120,7 +120,9 @@ impl ConsoleOutput for Heard {
     }
 
     /// The listener is fast, and what a serial port prints is little.
-    fn pace(&self) {}
+    fn pace(&self, _: Option<Duration>) -> bool {
+        true
+    }
 }
 
 #[cfg(test)]

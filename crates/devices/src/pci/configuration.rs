@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 const SPACE: usize = 256;
 const COMMAND: usize = 0x04;
 const STATUS: usize = 0x06;
+const HEADER_TYPE: usize = 0x0e;
 const BARS: usize = 0x10;
 const CAPABILITIES: usize = 0x34;
 const INTERRUPT_LINE: usize = 0x3c;
@@ -20,6 +21,8 @@ const COMMAND_BUS_MASTER: u8 = 1 << 2;
 const COMMAND_INTX_DISABLE: u8 = 1 << 2;
 /// Memory, bus master, parity and SERR# responses.
 const COMMAND_WRITABLE: [u8; 2] = [0x46, 0x05];
+/// In the header's type: the device has other functions.
+const MULTIFUNCTION: u8 = 1 << 7;
 const STATUS_INTERRUPT: u8 = 1 << 3;
 const STATUS_CAPABILITIES: u8 = 1 << 4;
 
@@ -284,6 +287,14 @@ impl Configuration {
             BarKind::Memory64 => self.write(at, &bytes),
         }
         self.bytes[COMMAND] |= COMMAND_MEMORY;
+    }
+
+    /// Says that the device has other functions beside this one, which is its first.
+    pub(super) fn set_multifunction(&mut self) {
+        self.bytes[HEADER_TYPE] |= MULTIFUNCTION;
+        if let Some(initial) = &mut self.initial {
+            initial[HEADER_TYPE] |= MULTIFUNCTION;
+        }
     }
 
     /// Sets the register that tells drivers their interrupt.

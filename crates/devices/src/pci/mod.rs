@@ -1,7 +1,7 @@
 //! PCI: the host bridge, configuration space and interrupts of functions. PCI 3.0; PCI Express
 //! Base 4.0 for the enhanced configuration access mechanism (7.2.2).
 //!
-//! The board has one bus, 0, whose devices have one function each. [`PciRoot`] finds the function
+//! The board has one bus, 0, whose devices have one function each, or a few. [`PciRoot`] finds the function
 //! at a configuration address, through the ports of mechanism 1 ([`ConfigurationPorts`]) or memory
 //! ([`Ecam`]), and at an address of the memory window ([`MemoryWindow`]), where functions answer
 //! as their base address registers say at that moment.
@@ -33,7 +33,7 @@ pub use line::{LevelSink, LineInput, SharedLine};
 pub use msi::{Msi, MsiState};
 pub use msix::{Entry, MessageSink, Msix, MsixState};
 pub use ports::{ConfigurationPorts, ConfigurationPortsState};
-pub use root::{Ecam, MemoryWindow, PciRoot, RootError};
+pub use root::{Ecam, Location, MemoryWindow, PciRoot, RootError};
 
 use crate::timers::lock;
 use std::sync::Mutex;
@@ -42,6 +42,8 @@ use std::sync::Mutex;
 pub const CONFIGURATION_SPACE: usize = 4096;
 /// Devices of a bus.
 pub const SLOTS: usize = 32;
+/// Functions of a device, at most.
+pub const FUNCTIONS: usize = 8;
 
 /// A range of memory that a function answers in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

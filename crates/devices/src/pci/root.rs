@@ -1,8 +1,10 @@
 //! The root of PCI: which function answers at a configuration address and at a memory address.
 
-use super::{CONFIGURATION_SPACE, Function, SLOTS};
+use super::{CONFIGURATION_SPACE, FUNCTIONS, Function, SLOTS};
 use crate::bus::SharedDevice;
 use crate::layout;
+use crate::timers::lock;
+use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 use thiserror::Error;
@@ -13,15 +15,48 @@ const DECODING: Range<usize> = 0x04..0x28;
 /// Why functions do not fit on the bus.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum RootError {
-    /// More devices than a bus has places.
-    #[error("there is no place for a PCI device in slot {0} (0 to 31, each once)")]
-    Slot(usize),
+    /// A place that there is not, that is taken, or that is found only by a first function which there
+    /// is not.
+    #[error(
+        "there is no place for a PCI function at {0} (slots 0 to 31, functions 0 to 7, each once)"
+    )]
+    Place(Location),
     /// The devices' ranges are larger than the memory window.
     #[error("the PCI devices' memory does not fit into the window of {size:#x} bytes")]
     WindowFull {
         /// Length of the window.
         size: u64,
     },
+}
+
+/// A place on the bus: a device's slot, and which of its functions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Location {
+    /// The slot, from 0 to 31.
+    pub slot: usize,
+    /// The function's number, from 0 to 7.
+    pub function: usize,
+}
+
+impl From<usize> for Location {
+    /// The first function in a slot, mostly the only one.
+    fn from(slot: usize) -> Self {
+        Self { slot, function: 0 }
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:02x}.{}", self.slot, self.function)
+    }
+}
+
+impl Location {
+    /// The number that configuration addresses have, if there is one.
+    fn number(self) -> Option<usize> {
+        let exists = self.slot < SLOTS && self.function < FUNCTIONS;
+        exists.then_some(self.slot * FUNCTIONS + self.function)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -36,38 +71,51 @@ struct Mapped {
 /// Bus 0 with its functions. It is built once; what moves is where the functions answer.
 #[derive(Debug)]
 pub struct PciRoot {
-    slots: [Option<Arc<dyn Function>>; SLOTS],
+    /// By the numbers that configuration addresses have: slots in turn, and their functions.
+    places: Vec<Option<Arc<dyn Function>>>,
     /// Sorted by address; no two overlap.
     mapped: RwLock<Vec<Mapped>>,
 }
 
 impl PciRoot {
-    /// A bus with `functions` in their slots.
+    /// A bus with `functions` in their places.
     ///
     /// # Errors
-    /// [`RootError::Slot`] for a slot that does not exist or is taken.
-    pub fn new(
-        functions: impl IntoIterator<Item = (usize, Arc<dyn Function>)>,
+    /// [`RootError::Place`].
+    pub fn new<P: Into<Location>>(
+        functions: impl IntoIterator<Item = (P, Arc<dyn Function>)>,
     ) -> Result<Arc<Self>, RootError> {
-        let mut slots = [const { None }; SLOTS];
-        for (number, function) in functions {
-            match slots.get_mut(number) {
-                Some(slot @ None) => *slot = Some(function),
-                _ => return Err(RootError::Slot(number)),
+        let mut places = vec![None; SLOTS * FUNCTIONS];
+        for (location, function) in functions {
+            let location = location.into();
+            match location.number().and_then(|number| places.get_mut(number)) {
+                Some(place @ None) => *place = Some(function),
+                _ => return Err(RootError::Place(location)),
+            }
+        }
+        for (slot, device) in places.chunks(FUNCTIONS).enumerate() {
+            if let Some(function) = (1..FUNCTIONS).find(|number| device[*number].is_some()) {
+                let Some(first) = &device[0] else {
+                    return Err(RootError::Place(Location { slot, function }));
+                };
+                lock(first.configuration()).set_multifunction();
             }
         }
         let root = Self {
-            slots,
+            places,
             mapped: RwLock::default(),
         };
         root.map();
         Ok(Arc::new(root))
     }
 
-    /// The functions and their slots.
-    pub fn functions(&self) -> impl Iterator<Item = (usize, &Arc<dyn Function>)> {
-        let slots = self.slots.iter().enumerate();
-        slots.filter_map(|(number, slot)| Some((number, slot.as_ref()?)))
+    /// The functions and their places.
+    pub fn functions(&self) -> impl Iterator<Item = (Location, &Arc<dyn Function>)> {
+        let places = self.places.iter().enumerate();
+        places.filter_map(|(number, place)| {
+            let (slot, function) = (number / FUNCTIONS, number % FUNCTIONS);
+            Some((Location { slot, function }, place.as_ref()?))
+        })
     }
 
     /// Resets every function.
@@ -87,13 +135,13 @@ impl PciRoot {
         let (base, size) = layout::PCI_MEMORY.ranges[0];
         let mut wanted: Vec<_> = self
             .functions()
-            .flat_map(|(slot, function)| {
+            .flat_map(|(location, function)| {
                 let bars = function.bars().into_iter();
-                bars.map(move |(bar, len)| (len, slot, bar, function))
+                bars.map(move |(bar, len)| (len, location, bar, function))
             })
             .collect();
         // The largest first: so all are aligned and nothing is lost between them.
-        wanted.sort_by_key(|(len, slot, bar, _)| (std::cmp::Reverse(*len), *slot, *bar));
+        wanted.sort_by_key(|(len, location, bar, _)| (std::cmp::Reverse(*len), *location, *bar));
         let mut next = base;
         for (len, _, bar, function) in wanted {
             let at = next.next_multiple_of(len);
@@ -103,8 +151,8 @@ impl PciRoot {
             }
             function.assign(bar, at);
         }
-        for (slot, function) in self.functions() {
-            function.set_interrupt_line(layout::pci_gsi(slot));
+        for (location, function) in self.functions() {
+            function.set_interrupt_line(layout::pci_gsi(location.slot));
         }
         self.map();
         Ok(())
@@ -139,11 +187,7 @@ impl PciRoot {
 
     /// The function at a configuration address, numbered as bus, device, function in bits 15:0.
     fn function(&self, address: usize) -> Option<&Arc<dyn Function>> {
-        let is_function_0 = address & 0x7 == 0;
-        self.slots
-            .get(address >> 3)
-            .filter(|_| is_function_0)?
-            .as_ref()
+        self.places.get(address)?.as_ref()
     }
 
     /// Reads configuration space; where no function is, all ones.
@@ -362,11 +406,33 @@ mod tests {
     fn a_slot_is_taken_once() {
         let function = || Arc::new(HostBridge::new()) as Arc<dyn Function>;
         let twice = PciRoot::new([(3, function()), (3, function())]);
-        assert_eq!(twice.unwrap_err(), RootError::Slot(3));
+        assert_eq!(twice.unwrap_err(), RootError::Place(3.into()));
         assert_eq!(
             PciRoot::new([(32, function())]).unwrap_err(),
-            RootError::Slot(32)
+            RootError::Place(32.into())
         );
+    }
+
+    #[test]
+    fn functions_of_one_device_are_found_by_its_first() {
+        let second = Location {
+            slot: 5,
+            function: 1,
+        };
+        let plain = || -> Arc<dyn Function> { Plain::new(0x1000) };
+        let alone = PciRoot::new([(second, plain())]);
+        assert_eq!(alone.unwrap_err(), RootError::Place(second));
+        let functions = [(5.into(), plain()), (second, plain()), (6.into(), plain())];
+        let root = PciRoot::new(functions).unwrap();
+        root.reset();
+        root.firmware_handoff().unwrap();
+        let header = |slot| word(&root, slot, 0x0c) >> 16;
+        assert_eq!((header(5), header(6)), (0x80, 0));
+        let mut data = [0; 1];
+        root.read_configuration(5 << 3 | 1, 0x3c, &mut data);
+        assert_eq!(data, [21], "the line is the device's");
+        root.read_configuration(5 << 3 | 2, 0, &mut data);
+        assert_eq!(data, [0xff]);
     }
 
     #[test]

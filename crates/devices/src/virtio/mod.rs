@@ -23,6 +23,7 @@ pub mod balloon;
 mod bell;
 pub mod block;
 mod chain;
+pub mod console;
 pub mod fs;
 pub mod net;
 mod pci;

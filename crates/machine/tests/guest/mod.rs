@@ -72,8 +72,9 @@ impl ConsoleOutput for Printed {
         self.0.1.notify_all();
     }
 
-    fn pace(&self) {
+    fn pace(&self, _: Option<Duration>) -> bool {
         self.1.fetch_add(1, Ordering::Relaxed);
+        true
     }
 }
 
