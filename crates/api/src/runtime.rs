@@ -7,7 +7,7 @@
 //!     ├── lock                  locked as long as the machine's process lives
 //!     ├── control               the socket, 0600
 //!     ├── console.log(.1)       what the guest printed
-//!     ├── belljar.log           messages of a detached machine
+//!     ├── belljar.log(.1)       messages of a detached machine
 //!     └── record.json           what the machine is, and how it ended
 //! ```
 //!
@@ -232,6 +232,11 @@ impl Place {
         self.directory.join("belljar.log")
     }
 
+    /// Its messages before those.
+    pub fn old_messages(&self) -> PathBuf {
+        self.directory.join("belljar.log.1")
+    }
+
     fn record_file(&self) -> PathBuf {
         self.directory.join("record.json")
     }
@@ -241,12 +246,13 @@ impl Place {
     }
 
     /// All files but the lock.
-    fn files(&self) -> [PathBuf; 5] {
+    fn files(&self) -> [PathBuf; 6] {
         [
             self.socket(),
             self.console_log(),
             self.old_console_log(),
             self.messages(),
+            self.old_messages(),
             self.record_file(),
         ]
     }

@@ -9,12 +9,10 @@ use crate::run::{self, Ending, Mode};
 use anyhow::{Context, Result, bail};
 use belljar_machine::{ConsoleChoice, MachineConfig};
 use rustix::process::setsid;
-use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
+use rustix::stdio::{dup2_stdin, dup2_stdout};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write, stdin, stdout};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
 /// The command, for this program alone, that runs a machine whose configuration is on its standard
@@ -72,37 +70,32 @@ pub fn run() -> Result<Ending> {
     run::run(config, Mode::Detached)
 }
 
-/// Leaves the user's session, and tells `belljar start` that the machine `name` runs.
-pub fn detach(name: &str, messages: Option<PathBuf>) -> Result<()> {
+/// Leaves the user's session and standard input.
+pub fn leave_session() -> Result<()> {
     setsid().context("cannot make a session for the machine")?;
-    let nothing = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/null")
-        .context("cannot open /dev/null")?;
-    let log = match messages {
-        Some(path) => OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(&path)
-            .with_context(|| format!("cannot write {}", path.display()))?,
-        None => nothing.try_clone().context("cannot use /dev/null")?,
-    };
+    dup2_stdin(&nothing()?).context("cannot leave standard input")
+}
+
+/// Tells `belljar start` that the machine `name` runs, and leaves standard output.
+pub fn tell(name: &str) -> Result<()> {
     let running = Running {
         name: name.to_owned(),
     };
     let mut word = serde_json::to_string(&running).context("cannot tell the machine's name")?;
     word.push('\n');
-    leave(&word, &nothing, &log).context("cannot detach from belljar start")
+    let nothing = nothing()?;
+    let mut output = stdout();
+    output
+        .write_all(word.as_bytes())
+        .and_then(|()| output.flush())
+        .and_then(|()| Ok(dup2_stdout(&nothing)?))
+        .context("cannot detach from belljar start")
 }
 
-fn leave(word: &str, nothing: &File, log: &File) -> std::io::Result<()> {
-    dup2_stdin(nothing)?;
-    dup2_stderr(log)?;
-    let mut output = stdout();
-    output.write_all(word.as_bytes())?;
-    output.flush()?;
-    dup2_stdout(nothing)?;
-    Ok(())
+fn nothing() -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .context("cannot open /dev/null")
 }

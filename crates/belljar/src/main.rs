@@ -15,6 +15,7 @@ mod escape;
 mod guest;
 mod images;
 mod limits;
+mod log;
 mod registration;
 mod run;
 mod signals;

@@ -1,7 +1,7 @@
 //! A machine's entry in the runtime directory, from its start to its end.
 
-use crate::console::RotatingLog;
 use crate::control::{Control, Facts};
+use crate::log::{RotatingLog, take_standard_error};
 use crate::terminal::message;
 use anyhow::{Context, Result};
 use belljar_api::{ApiError, Claim, Ended, Place, Record, Runtime, Server};
@@ -71,9 +71,13 @@ impl Registration {
             .map(Some)
     }
 
-    /// Where a detached machine's messages go.
-    pub fn messages(&self) -> Option<std::path::PathBuf> {
-        self.place().map(Place::messages)
+    /// Makes standard error the log of a detached machine's messages.
+    pub fn take_messages(&self) -> Result<()> {
+        let Some(place) = self.place() else {
+            return Ok(());
+        };
+        take_standard_error(place.messages(), place.old_messages())
+            .with_context(|| format!("cannot write {}", place.messages().display()))
     }
 
     /// Writes down what the machine is, and serves the control socket.

@@ -207,7 +207,9 @@ impl Served {
     fn detach(&mut self) -> Result<()> {
         match &self.entry {
             Some((registration, _)) => {
-                detached::detach(&registration.name(), registration.messages())
+                detached::leave_session()?;
+                registration.take_messages()?;
+                detached::tell(&registration.name())
             }
             None => Ok(()),
         }

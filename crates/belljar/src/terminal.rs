@@ -4,6 +4,7 @@
 //! Any other signal that ends the process, such as SIGKILL, leaves it raw, and so do SIGABRT and
 //! SIGSEGV, which only a defect of Belljar itself raises; `reset` or `stty sane` helps.
 
+use crate::log::make_room_on_standard_error;
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 use std::io::{self, IsTerminal, Write, stderr, stdin, stdout};
 use std::sync::{Mutex, PoisonError};
@@ -83,12 +84,13 @@ pub fn input_size() -> Option<(u16, u16)> {
     Some((size.ws_row, size.ws_col))
 }
 
-/// Standard error, with the line ends that a raw terminal needs.
+/// Standard error, with the line ends that a raw terminal needs. If it is a log, it is bounded.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Messages;
 
 impl Write for Messages {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        make_room_on_standard_error();
         if !is_raw() {
             return stderr().write(bytes);
         }

@@ -8,7 +8,8 @@ use command::belljar_in;
 use kernel::{CHATTY, POWER_OFF, echoing, kernel, printing, spinning};
 use program::{Terminal, end, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Output, Stdio};
 use tempfile::{NamedTempFile, TempDir};
@@ -345,6 +346,59 @@ fn logs_are_followed_to_the_end_of_the_machine() {
     let mut rest = String::new();
     output.read_to_string(&mut rest).unwrap();
     assert_eq!(rest, "bye\n");
+    assert_eq!(end(&mut following).code(), Some(0));
+}
+
+#[test]
+fn the_messages_of_a_machine_are_bounded_and_their_end_is_shown() {
+    let bench = Bench::new(&spinning("spins"));
+    bench.start("web");
+    let directory = bench.directory.path().join("run/web");
+    let (log, old) = (
+        directory.join("belljar.log"),
+        directory.join("belljar.log.1"),
+    );
+    let pid = bench.row("web").unwrap()["pid"].as_i64().unwrap();
+    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    let mut following = bench
+        .command(&["logs", "--messages", "--follow", "web"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut followed = BufReader::new(following.stdout.take().unwrap());
+    let mut line_after = |is_last: &dyn Fn(&str) -> bool| {
+        let mut line = String::new();
+        while !is_last(&line) {
+            line.clear();
+            assert_ne!(followed.read_line(&mut line).unwrap(), 0);
+        }
+    };
+    for fill in ["first", "second", "third"] {
+        // As if the machine had said all this.
+        let lines = (1 << 20) / 100 + 1;
+        let mut file = File::options().append(true).open(&log).unwrap();
+        for number in 1..=lines {
+            writeln!(file, "{number:>99} {fill}").unwrap();
+        }
+        for number in 1..=lines {
+            let said = format!("{number:>99} {fill}\n");
+            line_after(&|line| line == said);
+        }
+        // Statistics are a message, and the next one finds a full log.
+        kill_process(pid, Signal::USR1).unwrap();
+        line_after(&|line| line.starts_with("cpu_seconds"));
+    }
+    let length = |path| std::fs::metadata(path).unwrap().len();
+    assert!(length(&log) < 1 << 16, "{}", length(&log));
+    assert!(length(&old) < (1 << 20) + (1 << 16), "{}", length(&old));
+    let messages = bench.ok(&["logs", "--messages", "web"]);
+    assert!(messages.contains("third") && !messages.contains("first"));
+    let end_of_messages = bench.ok(&["logs", "--messages", "-n", "100", "web"]);
+    assert!(end_of_messages.contains("third") && end_of_messages.contains("cpu_seconds"));
+    bench.ok(&["stop", "--force", "web"]);
+    let mut rest = String::new();
+    followed.read_to_string(&mut rest).unwrap();
+    assert!(rest.ends_with("ended by belljar stop\n"), "{rest}");
     assert_eq!(end(&mut following).code(), Some(0));
 }
 

@@ -12,7 +12,6 @@
 mod attached;
 mod descriptor;
 mod hub;
-mod log;
 mod outlet;
 mod pty;
 mod scrollback;
@@ -20,11 +19,11 @@ mod stdio;
 mod stop;
 mod unix;
 
+use crate::log::RotatingLog;
 use anyhow::{Context, Result};
 pub use attached::Attachable;
 use belljar_machine::{ConsoleChoice, ConsoleInput, ConsoleOutput};
 pub use hub::Hub;
-pub use log::RotatingLog;
 use outlet::{Outlet, WhenFull};
 pub use scrollback::Scrollback;
 use std::fs::File;
