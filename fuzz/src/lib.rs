@@ -4,6 +4,8 @@ use belljar_boot::{Generation, IoApic, Pci, Platform, PowerManagement, ResetRegi
 use belljar_devices::layout;
 use belljar_devices::pci::SLOTS;
 
+pub mod rings;
+
 /// The fuzzer's bytes, taken from the front. At the end it gives zeros.
 #[derive(Debug)]
 pub struct Input<'a> {
