@@ -10,9 +10,10 @@ use belljar_memory::CodePages;
 
 /// Slots of the lookup table.
 const TABLE: usize = 1 << 16;
-/// The most blocks and ops that are kept: when one of them is reached everything is dropped.
-const MOST_BLOCKS: usize = 1 << 17;
+/// The most ops that are kept where nothing else is said.
 const MOST_OPS: usize = 1 << 20;
+/// The most blocks are so many times fewer.
+const OPS_PER_BLOCK: usize = 8;
 /// No block, no page.
 pub const NONE: u32 = u32::MAX;
 
@@ -90,6 +91,9 @@ pub struct Block {
 /// All decoded blocks of one vCPU.
 #[derive(Debug)]
 pub struct Cache {
+    /// The most ops that are kept. When they, or as many blocks as go with them, are there, everything
+    /// is dropped; until then blocks stay that no longer hold.
+    pub most_ops: usize,
     table: Box<[u32]>,
     /// The blocks.
     pub blocks: Vec<Block>,
@@ -102,6 +106,7 @@ impl Cache {
     /// An empty cache.
     pub fn new() -> Self {
         Self {
+            most_ops: MOST_OPS,
             table: vec![NONE; TABLE].into(),
             blocks: Vec::new(),
             ops: Vec::new(),
@@ -119,7 +124,7 @@ impl Cache {
 
     /// Whether another block may not fit.
     pub fn is_full(&self) -> bool {
-        self.blocks.len() >= MOST_BLOCKS || self.ops.len() >= MOST_OPS
+        self.blocks.len() >= self.most_ops / OPS_PER_BLOCK || self.ops.len() >= self.most_ops
     }
 
     /// Whether block `id` may run without another look at its translation.
@@ -193,5 +198,47 @@ impl Cache {
         if let Some(link) = self.links.get_mut(link as usize) {
             *link = id;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(rip: u64) -> Block {
+        Block {
+            key: Key {
+                rip,
+                base: 0,
+                limit: 0,
+                mode: 0,
+            },
+            epoch: 0,
+            first: Source {
+                page: 1,
+                generation: 0,
+            },
+            second: Source::ABSENT,
+            start: 0,
+            count: 0,
+            length: 1,
+            link: NONE,
+        }
+    }
+
+    #[test]
+    fn a_cache_is_full_at_its_bound_also_of_blocks_that_replace_others() {
+        let mut cache = Cache::new();
+        cache.most_ops = 80;
+        let mut old = [NONE; 2];
+        for _ in 0..10 {
+            assert!(!cache.is_full());
+            // The same code, changed again and again.
+            old = [cache.insert(block(0x1000), old), NONE];
+        }
+        assert!(cache.is_full());
+        cache.clear();
+        assert!(!cache.is_full());
+        assert_eq!(cache.candidates(&block(0x1000).key), [NONE; 2]);
     }
 }

@@ -49,6 +49,12 @@ impl InterpreterVcpu {
         }
     }
 
+    /// Keeps at most about so many decoded instructions, for an engine that executes by this one what
+    /// is rare. When there are more, all are dropped.
+    pub fn keep_at_most(&mut self, instructions: usize) {
+        self.cache.most_ops = instructions;
+    }
+
     fn run_until_exit(&mut self) -> Exit {
         loop {
             if self.core.calls() != 0
@@ -342,7 +348,7 @@ impl InterpreterVcpu {
         page: CodePage,
         candidates: [u32; 2],
     ) -> Result<u32, Fault> {
-        if self.cache.is_full() || self.core.instructions.len() > (1 << 20) {
+        if self.cache.is_full() || self.core.instructions.len() > self.cache.most_ops {
             self.drop_code();
         }
         self.counts.decoded += 1;

@@ -20,6 +20,10 @@ use std::ptr::{self, NonNull};
 /// The flags that generated code keeps in [`Env::system`].
 const SYSTEM: u64 = !(rflags::STATUS | rflags::IF | rflags::RF | rflags::VM) & 0xffff_ffff;
 
+/// The most decoded instructions that the interpreter keeps: what it executes here is rare, and pages that
+/// change have it decode the same code again and again.
+const MOST_INTERPRETED: usize = 1 << 17;
+
 /// Exits of generated code, by kind.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counts {
@@ -89,6 +93,7 @@ impl TranslatorVcpu {
             reason: error.to_string(),
         })?;
         let mut processor = Box::new(processor);
+        processor.keep_at_most(MOST_INTERPRETED);
         let mut env = Env::new();
         let offered = processor.core.model.xcr0_mask();
         // SAFETY: the environment is dropped after the processor, and does not move. Generated code,
