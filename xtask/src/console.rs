@@ -2,13 +2,15 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use std::io::{Read, Write};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// What is shown of the console when something did not come, in bytes.
 const TAIL: usize = 4096;
+/// The pause between two looks whether the program has ended.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// A running guest. It ends when this is dropped.
 #[derive(Debug)]
@@ -23,10 +25,15 @@ pub struct Console {
 impl Console {
     /// Starts the program; what it writes to standard error is not shown.
     pub fn start(command: &mut Command) -> Result<Self> {
+        Self::start_with(command, Stdio::null())
+    }
+
+    /// Starts the program, whose messages go to `errors`.
+    pub fn start_with(command: &mut Command, errors: Stdio) -> Result<Self> {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(errors)
             .spawn()
             .with_context(|| format!("{command:?} did not start"))?;
         let input = child.stdin.take().context("the guest has no input")?;
@@ -48,6 +55,36 @@ impl Console {
         })
     }
 
+    /// The process of the program.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for the program's end, at most for `limit`.
+    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the machine has not ended; its console: {}",
+                self.tail()
+            );
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// The end of what was printed and not yet given.
+    pub fn tail(&mut self) -> &str {
+        for bytes in self.output.try_iter() {
+            self.seen.push_str(&String::from_utf8_lossy(&bytes));
+        }
+        let from = self.seen.len().saturating_sub(TAIL);
+        &self.seen[self.seen.floor_char_boundary(from)..]
+    }
+
     /// Reads until `text` appears, at most for `limit`; gives what came before it.
     pub fn wait_for(&mut self, text: &str, limit: Duration) -> Result<String> {
         let deadline = Instant::now() + limit;
@@ -59,13 +96,7 @@ impl Console {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let Ok(bytes) = self.output.recv_timeout(left) else {
-                let from = self
-                    .seen
-                    .floor_char_boundary(self.seen.len().saturating_sub(TAIL));
-                bail!(
-                    "no {text:?} on the console; its end: {}",
-                    &self.seen[from..]
-                );
+                bail!("no {text:?} on the console; its end: {}", self.tail());
             };
             self.seen.push_str(&String::from_utf8_lossy(&bytes));
         }

@@ -2,11 +2,14 @@
 
 mod bench;
 mod console;
+mod debian;
 mod fuzz;
 mod images;
 mod io;
 mod machines;
 mod programs;
+mod scratch;
+mod soak;
 mod stress;
 mod test;
 
@@ -36,6 +39,8 @@ enum Chore {
     BenchPrograms(programs::Options),
     /// Measures disks and networks under QEMU's TCG and under Belljar, and Belljar's limits of them
     BenchIo(io::Options),
+    /// Runs a guest under load for a while: nothing may be lost, grow, or be late
+    Soak(soak::Options),
     /// Fuzzes the guest-facing parsers, each for a given time
     Fuzz(fuzz::Options),
 }
@@ -79,6 +84,7 @@ fn main() -> Result<()> {
         Chore::BenchBoot(options) => bench::run(&options),
         Chore::BenchPrograms(options) => programs::run(&options),
         Chore::BenchIo(options) => io::run(&options),
+        Chore::Soak(options) => soak::run(&options),
         Chore::Fuzz(options) => fuzz::run(&options),
     }
 }

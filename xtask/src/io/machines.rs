@@ -1,10 +1,10 @@
 //! The machines of the comparison: the same image with the same disks and card, under both.
 
+use crate::debian::{copy_disk, file, free_port};
 use anyhow::{Context, Result};
 use belljar_image::Image;
 use std::fs::File;
 use std::io::Write;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -42,26 +42,18 @@ impl Machine {
     /// Makes the files in `directory`: a copy of the image's disk, and disks full of data.
     pub fn new(image: &Image, directory: &Path, cpus: u32) -> Result<Self> {
         let root = directory.join("root.raw");
-        // Not fs::copy, which fills the holes.
-        crate::run(
-            Command::new("cp")
-                .args(["--sparse=always", "--"])
-                .arg(image.disk())
-                .arg(&root),
-        )?;
+        copy_disk(image, &root)?;
         let (virtio, nvme) = (directory.join("virtio.raw"), directory.join("nvme.raw"));
         for disk in [&virtio, &nvme] {
             fill(disk).with_context(|| format!("cannot write {}", disk.display()))?;
         }
-        // Nobody else is likely to get it before the machine does.
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         Ok(Self {
             image: image.clone(),
             root,
             virtio,
             nvme,
             cpus,
-            port,
+            port: free_port()?,
         })
     }
 
@@ -140,11 +132,6 @@ impl Machine {
         command.args(["-netdev", &net, "-device", "virtio-net-pci,netdev=net"]);
         command
     }
-}
-
-/// A file's name for both: each wants a comma twice.
-fn file(path: &Path) -> String {
-    path.display().to_string().replace(',', ",,")
 }
 
 /// Fills a file with data that has no holes.

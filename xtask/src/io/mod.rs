@@ -5,9 +5,10 @@ mod machines;
 mod measure;
 
 use crate::console::Console;
-use crate::{cargo, root as workspace, run as run_command};
+use crate::scratch::Scratch;
+use crate::{cargo, debian, root as workspace, run as run_command};
 use anyhow::{Context, Result, ensure};
-use belljar_image::{Image, Images};
+use belljar_image::Image;
 use clap::Args;
 use machines::{Limits, Machine};
 use measure::{Figure, Session};
@@ -62,12 +63,9 @@ pub fn run(options: &Options) -> Result<()> {
     if options.belljar.is_none() {
         run_command(cargo().args(["build", "--release", "--package", "belljar"]))?;
     }
-    let image = image(&program, &options.suite)?;
-    let directory = workspace().join(format!("target/bench-io-{}", std::process::id()));
-    std::fs::create_dir_all(&directory)?;
-    let result = run_all(options, &program, &image, &directory);
-    std::fs::remove_dir_all(&directory)?;
-    result
+    let image = debian::image(&program, &options.suite, NAME, PACKAGES)?;
+    let directory = Scratch::new(NAME)?;
+    run_all(options, &program, &image, directory.path())
 }
 
 fn run_all(options: &Options, program: &Path, image: &Image, directory: &Path) -> Result<()> {
@@ -88,18 +86,6 @@ fn run_all(options: &Options, program: &Path, image: &Image, directory: &Path) -
         print_table(&belljar, &tcg);
     }
     check_limits(options, program, image, directory)
-}
-
-/// The image, which is built if it is not there.
-fn image(program: &Path, suite: &str) -> Result<Image> {
-    let (what, name) = (format!("debian:{suite}"), format!("{NAME}-{suite}"));
-    run_command(
-        Command::new(program)
-            .args(["image", "build", &what, "--name", &name])
-            .args(["--package", PACKAGES]),
-    )?;
-    let image = Images::of_user()?.find(&name)?;
-    image.with_context(|| format!("there is no image {name}"))
 }
 
 /// Boots a machine to its login prompt and measures all there is.

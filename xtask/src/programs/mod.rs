@@ -7,7 +7,7 @@ mod measure;
 mod recipes;
 mod report;
 mod root;
-mod source;
+pub mod source;
 
 use crate::machines::Machine;
 use crate::{cargo, root as workspace, run as run_command};
