@@ -299,6 +299,16 @@ mod tests {
     }
 
     #[test]
+    fn the_kernels_messages_go_to_the_device_that_is_the_console() {
+        let cmdline = |arguments: &[&str]| config(arguments).unwrap().cmdline().to_owned();
+        assert_eq!(cmdline(&[]), "console=ttyS0");
+        assert_eq!(cmdline(&["--console-device", "virtio"]), "console=hvc0");
+        let given = ["--console-device", "virtio", "--cmdline", "quiet"];
+        assert_eq!(cmdline(&given), "quiet");
+        assert!(Cli::try_parse_from(["belljar", "run", "--console-device", "vga"]).is_err());
+    }
+
+    #[test]
     fn networks_add_up_and_none_is_none() {
         let cards = |arguments: &[&str]| config(arguments).unwrap().net.map(|net| net.len());
         assert_eq!(cards(&[]), None);

@@ -26,3 +26,16 @@ pub fn provide(config: &mut MachineConfig) -> Result<String> {
 pub fn on_console(cmdline: &str, device: ConsoleDevice) -> String {
     cmdline.replace(ConsoleDevice::Serial.parameter(), device.parameter())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_line_names_the_console_that_the_guest_has() {
+        let line = "root=/dev/vda1 console=ttyS0 quiet";
+        assert_eq!(on_console(line, ConsoleDevice::Serial), line);
+        let by_virtio = "root=/dev/vda1 console=hvc0 quiet";
+        assert_eq!(on_console(line, ConsoleDevice::Virtio), by_virtio);
+    }
+}
