@@ -6,9 +6,10 @@ use super::signals::Signals;
 use belljar_memory::DmaMemory;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use thiserror::Error;
 use virtio_queue::{QueueOwnedT, QueueState, QueueT};
+use vm_memory::{Address, Bytes, GuestAddress};
 
 /// What the driver has done wrong with a queue, so that the device cannot go on.
 #[derive(Debug, Error)]
@@ -85,6 +86,9 @@ pub struct Queue {
     signals: Arc<Signals>,
     /// Chains that were taken and not yet given back.
     taken: u16,
+    /// Chains that were given back since the driver was last told of it, or not told because it did
+    /// not want to be.
+    untold: u16,
 }
 
 impl Queue {
@@ -125,6 +129,7 @@ impl Queue {
             memory: Arc::clone(memory),
             signals: Arc::clone(signals),
             taken: 0,
+            untold: 0,
         })
     }
 
@@ -208,14 +213,44 @@ impl Queue {
     /// `written` bytes. Chains may be given back in any order. The driver is told by
     /// [`signal`](Self::signal).
     pub fn complete(&mut self, head: u16, written: u32) {
+        self.complete_all(&[(head, written)]);
+    }
+
+    /// Gives back several chains, each as [`complete`](Self::complete) does, of which the driver sees
+    /// all or none: those of one frame, for example. Virtio 1.2, 5.1.6.4.
+    pub fn complete_all(&mut self, chains: &[(u16, u32)]) {
         if !self.rings.ready() {
             return;
         }
-        self.taken = self.taken.saturating_sub(1);
-        if let Err(source) = self.rings.add_used(&*self.memory, head, written) {
+        let count = chains.len() as u16;
+        self.taken = self.taken.saturating_sub(count);
+        if let Err(source) = self.use_all(chains) {
             let index = self.index;
             self.fail(&QueueError::Rings { index, source });
         }
+        self.untold = self.untold.saturating_add(count);
+    }
+
+    fn use_all(&mut self, chains: &[(u16, u32)]) -> Result<(), virtio_queue::Error> {
+        let Some((&(last, written), before)) = chains.split_last() else {
+            return Ok(());
+        };
+        let (memory, mut next) = (&*self.memory, self.rings.next_used());
+        for &(head, written) in before {
+            // The ring's entries follow its flags and index. Virtio 1.2, 2.7.8.
+            let entry = u64::from(next % self.rings.size()) * 8 + 4;
+            let address = GuestAddress(self.rings.used_ring())
+                .checked_add(entry)
+                .ok_or(virtio_queue::Error::AddressOverflow)?;
+            let used = u64::from(head) | u64::from(written) << 32;
+            memory
+                .write_obj(used.to_le(), address)
+                .map_err(virtio_queue::Error::GuestMemory)?;
+            next = next.wrapping_add(1);
+        }
+        // The index is behind the last one at once.
+        self.rings.set_next_used(next);
+        self.rings.add_used(memory, last, written)
     }
 
     /// Tells the driver of what was given back since the last call, if it wants to know.
@@ -223,7 +258,7 @@ impl Queue {
         if !self.rings.ready() {
             return;
         }
-        match self.rings.needs_notification(&*self.memory) {
+        match self.driver_wants_to_know() {
             Ok(true) => self.signals.queue(self.index),
             Ok(false) => {}
             Err(source) => {
@@ -231,6 +266,26 @@ impl Queue {
                 self.fail(&QueueError::Rings { index, source });
             }
         }
+    }
+
+    /// Whether the driver waits for one of the chains that it was not told of. Virtio 1.2, 2.7.7.2.
+    fn driver_wants_to_know(&mut self) -> Result<bool, virtio_queue::Error> {
+        let untold = std::mem::take(&mut self.untold);
+        if !self.rings.event_idx_enabled() {
+            return Ok(true);
+        }
+        // What was given back is visible before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        let behind = 4 + 2 * u64::from(self.rings.size());
+        let address = GuestAddress(self.rings.avail_ring())
+            .checked_add(behind)
+            .ok_or(virtio_queue::Error::AddressOverflow)?;
+        let event: u16 = self
+            .memory
+            .load(address, Ordering::Relaxed)
+            .map_err(virtio_queue::Error::GuestMemory)?;
+        let since = self.rings.next_used().wrapping_sub(u16::from_le(event));
+        Ok(since.wrapping_sub(1) < untold)
     }
 
     /// Asks the driver not to notify: the worker looks by itself.

@@ -169,8 +169,13 @@ impl<D: VirtioDevice> Driver<D> {
 
     /// How many chains were given back.
     pub fn used(&self, queue: u16) -> u16 {
+        Self::used_in(&self.memory, queue)
+    }
+
+    /// The same, for other threads that look.
+    pub fn used_in(memory: &GuestMemory, queue: u16) -> u16 {
         let at = Self::ring(queue) + USED + 2;
-        self.memory.load_u16(GuestPhysAddr(at)).unwrap()
+        memory.load_u16(GuestPhysAddr(at)).unwrap()
     }
 
     pub fn bytes(&self, at: u64, len: usize) -> Vec<u8> {

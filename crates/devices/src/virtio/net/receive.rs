@@ -14,6 +14,8 @@ pub(super) struct Receive {
     queue: Queue,
     /// Chains that were taken from the queue, in order, and have not been used yet.
     spare: VecDeque<Chain>,
+    /// The chains of a frame, and what was written to each.
+    written: Vec<(u16, u32)>,
     /// Bytes that the spare chains can take.
     capacity: u64,
     offloads: GuestOffloads,
@@ -37,6 +39,7 @@ impl Receive {
         Self {
             queue,
             spare: VecDeque::new(),
+            written: Vec::new(),
             capacity: 0,
             offloads,
             mergeable,
@@ -108,13 +111,15 @@ impl Receive {
         count
     }
 
-    /// Writes the frame to chains, and gives them back.
+    /// Writes the frame to chains, and gives them back at once: a driver that saw some of them would
+    /// take the others for frames of their own.
     fn write(&mut self, header: &[u8], parts: &[&[u8]], count: u16) {
         let mut parts = [header].into_iter().chain(parts.iter().copied());
         let mut part: &[u8] = &[];
+        self.written.clear();
         for _ in 0..count {
             let Some(chain) = self.take_chain() else {
-                return;
+                break;
             };
             let (mut at, len) = (0, chain.writable.len());
             while at < len {
@@ -132,8 +137,9 @@ impl Receive {
                 part = &part[now..];
                 at += now as u64;
             }
-            self.queue.complete(chain.head, at as u32);
+            self.written.push((chain.head, at as u32));
         }
+        self.queue.complete_all(&self.written);
     }
 
     /// Whether the limit lets a frame pass now.

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const OUT: u64 = 0x40_0000;
@@ -116,6 +117,36 @@ fn a_frame_takes_as_many_buffers_as_it_needs() {
         .collect();
     assert_eq!(got[..12], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0]);
     assert_eq!(got[12..212], frame(200));
+}
+
+#[test]
+fn a_driver_never_sees_a_part_of_a_frames_buffers() {
+    let mut driver = driver(ALL);
+    let memory = driver.memory.clone();
+    let done = Arc::new(AtomicBool::new(false));
+    let watcher = std::thread::spawn({
+        let done = Arc::clone(&done);
+        move || {
+            let part_is_seen = || !Driver::<Net>::used_in(&memory, 0).is_multiple_of(4);
+            while !done.load(Ordering::Acquire) {
+                if part_is_seen() {
+                    return true;
+                }
+            }
+            part_is_seen()
+        }
+    });
+    for round in 1..=3000_u16 {
+        for number in 0..4 {
+            offer_buffer(&mut driver, number, 64);
+        }
+        send(&mut driver, &frame(200));
+        wait(|| driver.used(0) == 4 * round);
+    }
+    done.store(true, Ordering::Release);
+    assert!(!watcher.join().unwrap());
+    // Where the ring begins anew, too.
+    assert_eq!(driver.bytes(IN + 12, 52), frame(200)[..52]);
 }
 
 #[test]
