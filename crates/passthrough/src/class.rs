@@ -251,6 +251,12 @@ pub(crate) fn pointers(instruction: &Instruction) -> Pointers {
     }
 }
 
+/// What FOP becomes after an instruction of x87 with these bytes, if it records itself as the last
+/// one. SDM 1, 8.1.8 and 8.1.9.
+pub fn recorded_opcode(instruction: &Instruction, bytes: &[u8]) -> Option<u16> {
+    (pointers(instruction) == Pointers::Record).then(|| crate::stub::x87_opcode(bytes))
+}
+
 /// Whether the instruction stores a result of x87: an unmasked exception then leaves memory alone.
 pub(crate) fn is_x87_store(instruction: &Instruction) -> bool {
     matches!(

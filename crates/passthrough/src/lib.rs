@@ -38,7 +38,7 @@ mod registers;
 mod stub;
 mod stubs;
 
-pub use class::innocuous;
+pub use class::{innocuous, recorded_opcode};
 pub use error::{CompileError, Error};
 pub use host::{has_avx, has_avx512};
 pub use memory::{Memory, OperandMemory};

@@ -8,13 +8,14 @@
 //! that is not RAM, that holds code, or that faults, and an operand that lies in two pages.
 
 use crate::asm::{self, Alu, Asm, Cond, Label, Mem, R10, RAX, at, env, env_at};
-use crate::block::Block;
+use crate::block::{Block, Guest, Kind};
 use crate::env::Env;
 use crate::far;
 use crate::groups::Member;
 use crate::near::Near;
 use crate::rare::Rare;
-use crate::registers::{self, Place};
+use crate::registers::{self, Place, names_environment, names_high_byte};
+use crate::x87::is_x87;
 use belljar_interpreter::tlb::{self, Entry};
 use iced_x86::{
     Instruction, InstructionInfoFactory, InstructionInfoOptions, OpAccess, OpKind, Register,
@@ -92,12 +93,28 @@ impl Block<'_> {
                 site.grouped = true;
                 site.access = access;
             }
-            self.asm.store(Env::shared(number), R10);
+            if self.is_asked_again(number) {
+                self.kept |= bit;
+                self.asm.store(Env::shared(number), R10);
+            }
         } else if self.held != Some(number) {
+            self.lost |= self.kept & bit == 0;
             self.asm.load(R10, Env::shared(number));
         }
         self.held = Some(number);
         at(R10, member.offset - group.start)
+    }
+
+    /// Whether an access of the group behind this one may find something else in R10.
+    fn is_asked_again(&self, group: u8) -> bool {
+        let of_group = |guest: &Guest| guest.member.is_some_and(|member| member.group == group);
+        let later = &self.guests[self.now + 1..];
+        let Some(last) = later.iter().rposition(of_group) else {
+            return false;
+        };
+        later[..=last]
+            .iter()
+            .any(|guest| !leaves_address(guest) || guest.member.is_some() && !of_group(guest))
     }
 
     /// The address `displacement` from the root of the instruction's memory operand: its base and
@@ -284,7 +301,9 @@ impl Block<'_> {
 
     fn access_site(&mut self, size: usize) -> u32 {
         let site = self.site();
-        if size <= PLAIN {
+        // An exception that x87 has waiting comes before a page fault.
+        let waits = matches!(self.guest().kind, Kind::Innocuous(unit) if is_x87(unit));
+        if size <= PLAIN && !waits {
             self.tables.sites[site as usize].access = Some(0);
         }
         site
@@ -340,6 +359,22 @@ pub fn tlb_fields(set: usize, write: bool) -> [usize; 2] {
         offset_of!(Entry, read)
     };
     [tag, HOST].map(|field| Env::tlb_field(set, field))
+}
+
+/// Whether an instruction surely leaves R10 alone, or has in it the address that its access shares.
+pub fn leaves_address(guest: &Guest) -> bool {
+    let ins = &guest.ins;
+    let reads_memory = memory_operand(ins).is_some();
+    match guest.kind {
+        Kind::Nothing | Kind::Branch => true,
+        Kind::Lea => !names_environment(ins),
+        Kind::Innocuous(_) if reads_memory => guest.member.is_some(),
+        Kind::Innocuous(_) => !names_environment(ins) && !names_high_byte(ins),
+        // An indirect call looks at its target first.
+        Kind::Transfer if ins.is_call_near_indirect() => false,
+        Kind::Special | Kind::Transfer => guest.member.is_some() && !reads_memory,
+        Kind::System | Kind::Access | Kind::Interpreted => false,
+    }
 }
 
 /// Whether FS (`false`) or GS (`true`) counts for the instruction's memory operand.

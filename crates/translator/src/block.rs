@@ -13,15 +13,18 @@
 //! The bracketed parts are there if an instruction of the block may read flags that it did not
 //! write.
 
-use crate::access::memory_operand;
+use crate::access::{leaves_address, memory_operand};
 use crate::asm::{self, Alu, Asm, Cond, Label, R10, RAX, at, env_at};
+use crate::control::moves_stack;
 use crate::env::{Env, JUMPS, Jump};
 use crate::exit::Exit;
 use crate::flags::{self, Effect, Flags};
+use crate::generic::may_fault;
 use crate::groups::{Group, Member};
 use crate::mode::Mode;
 use crate::near::Near;
 use crate::rare::Rare;
+use crate::registers::names_stack_pointer;
 use crate::stubs::Stubs;
 use crate::tables::{Cell, Entry, Loc, Site, Tables};
 use crate::tuning::Tuning;
@@ -128,14 +131,22 @@ pub struct Block<'a> {
     pub loc: Loc,
     /// Whether the host's vector registers are the guest's.
     pub vector: bool,
+    /// Whether the host's x87 state is the guest's.
+    pub x87: bool,
     /// Whether the host has BMI2.
     pub bmi2: bool,
     /// Accesses that share a check.
     pub groups: &'a [Group],
     /// Groups whose check is done.
     pub checked: u16,
+    /// Groups whose address is in the environment.
+    pub kept: u16,
     /// The group whose address is in R10.
     pub held: Option<u8>,
+    /// The address of a group was asked for, and was nowhere: the block must not run.
+    pub lost: bool,
+    /// What is still to be added to the stack pointer.
+    pub owed: i32,
     /// The host may raise an exception for the next access: its address came of a near copy, or its
     /// instruction is one that may fault by itself.
     pub may_raise: bool,
@@ -143,8 +154,9 @@ pub struct Block<'a> {
 }
 
 impl Block<'_> {
-    /// Translates the block. `next` is the address behind its last instruction.
-    pub fn translate(mut self, next: u64) -> Layout {
+    /// Translates the block; `None` if that went wrong. `next` is the address behind its last
+    /// instruction.
+    pub fn translate(mut self, next: u64) -> Option<Layout> {
         let layout = self.entries();
         let mut open = true;
         for now in 0..self.guests.len() {
@@ -156,11 +168,13 @@ impl Block<'_> {
         }
         if open {
             self.now = self.guests.len();
+            self.settle_stack();
             self.jump(next);
         }
         self.asm.begin_rare();
         self.write_rare();
-        layout
+        debug_assert!(!self.lost && self.owed == 0);
+        (!self.lost).then_some(layout)
     }
 
     /// Whether flags from before the block matter.
@@ -249,8 +263,11 @@ impl Block<'_> {
     /// Translates the present instruction; tells whether the block goes on.
     fn instruction(&mut self) -> bool {
         let held = self.held.take();
-        if self.keeps_address() {
+        if leaves_address(self.guest()) {
             self.held = held;
+        }
+        if !self.lets_stack_wait() {
+            self.settle_stack();
         }
         let done = match self.guest().kind {
             Kind::Innocuous(unit) => self.innocuous(unit),
@@ -281,15 +298,25 @@ impl Block<'_> {
         done
     }
 
-    /// Whether the present instruction leaves R10 alone, or begins with the address in it.
-    fn keeps_address(&self) -> bool {
+    /// Whether the present instruction neither asks for the stack pointer nor leaves the block: pushes
+    /// and pops that share a check that is done, and what has to do with registers alone.
+    fn lets_stack_wait(&self) -> bool {
         let guest = self.guest();
-        let reads_memory = memory_operand(&guest.ins).is_some();
+        let ins = &guest.ins;
         match guest.kind {
-            Kind::Nothing | Kind::Branch => true,
-            Kind::Innocuous(_) => !reads_memory || guest.member.is_some(),
-            Kind::Special | Kind::Transfer => guest.member.is_some() && !reads_memory,
-            Kind::Lea | Kind::System | Kind::Access | Kind::Interpreted => false,
+            Kind::Nothing => true,
+            Kind::Lea => !names_stack_pointer(ins),
+            Kind::Innocuous(unit) => {
+                memory_operand(ins).is_none() && !names_stack_pointer(ins) && !may_fault(ins, unit)
+            }
+            Kind::Special => {
+                let checked = |member: Member| self.checked & 1 << member.group != 0;
+                memory_operand(ins).is_none()
+                    && !names_stack_pointer(ins)
+                    && moves_stack(ins)
+                    && guest.member.is_some_and(checked)
+            }
+            _ => false,
         }
     }
 
@@ -420,6 +447,7 @@ impl Block<'_> {
 
     /// Leaves for the interpreter, which executes the instruction under translation.
     pub fn interpret(&mut self) {
+        self.settle_stack();
         let site = self.site();
         self.asm
             .store_imm32(Env::exit(), Exit::Fallback(site).encode());
@@ -531,9 +559,8 @@ impl Block<'_> {
 
     /// Adds to the stack pointer, if there is anything to add.
     pub fn release(&mut self, bytes: i32) {
-        if bytes != 0 {
-            self.add_to_stack(bytes);
-        }
+        self.add_to_stack(bytes);
+        self.settle_stack();
     }
 
     /// Jumps to `label` if the address in RAX is not canonical, or, of a `user`'s code, not one of the

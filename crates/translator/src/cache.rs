@@ -448,7 +448,7 @@ impl Cache {
         self.asm
             .restart(self.memory.next(), self.memory.next_rare());
         self.rare.clear();
-        let cells = self.tables.cells.len();
+        let (cells, faults) = (self.tables.cells.len(), self.tables.faults.len());
         let block = Block {
             asm: &mut self.asm,
             tables: &mut self.tables,
@@ -471,15 +471,23 @@ impl Cache {
             now: 0,
             loc: Loc::Host,
             vector: false,
+            x87: false,
             bmi2: self.bmi2,
             groups,
             checked: 0,
+            kept: 0,
             held: None,
+            lost: false,
+            owed: 0,
             may_raise: false,
             rare: std::mem::take(&mut self.rare),
         };
         let layout = block.translate(next);
         let code = self.asm.finish();
+        let Some(layout) = layout else {
+            self.tables.faults.truncate(faults);
+            return None;
+        };
         Translation {
             rip,
             mode: key.mode,

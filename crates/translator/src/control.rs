@@ -51,6 +51,11 @@ pub fn is_special(ins: &Instruction) -> bool {
     }
 }
 
+/// Whether it is a PUSH or POP of a register or a constant.
+pub fn moves_stack(ins: &Instruction) -> bool {
+    matches!(ins.mnemonic(), Mnemonic::Push | Mnemonic::Pop) && memory_operand(ins).is_none()
+}
+
 /// Whether it is a control transfer that is translated and ends the block.
 pub fn is_transfer(ins: &Instruction) -> bool {
     matches!(
@@ -150,6 +155,7 @@ impl Block<'_> {
             Code::Jrcxz_rel8_64 | Code::Jecxz_rel8_32 => self.jump_if_rcx_is_zero(&ins),
             Code::Call_rel32_64 | Code::Call_rel32_32 => {
                 self.push(Value::Code(ins.next_ip()));
+                self.settle_stack();
                 self.jump(ins.near_branch_target());
             }
             Code::Jmp_rm64 | Code::Jmp_rm32 => {
@@ -183,6 +189,7 @@ impl Block<'_> {
             self.leave_unless_canonical();
         }
         self.push(Value::Code(ins.next_ip()));
+        self.settle_stack();
         self.load_word(RAX, Env::temp(1));
         self.dispatch(0);
     }

@@ -8,7 +8,7 @@ use belljar_x86::state::VectorState;
 use std::mem::offset_of;
 
 /// Entries of each jump cache.
-pub const JUMPS: usize = 1 << 14;
+pub const JUMPS: usize = 1 << 16;
 /// Jump caches: one for each [`Space`](crate::mode::Space).
 pub const JUMP_CACHES: usize = 6;
 /// Cells for jumps to other pages.
@@ -29,6 +29,11 @@ pub struct Jump {
     /// Host address of its block.
     pub target: u64,
 }
+
+/// FXSAVE's image.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(16))]
+pub struct Image(pub [u8; crate::x87::IMAGE]);
 
 /// [`Env::switched`]: the privilege level did not change.
 pub const NOTHING: u32 = 0;
@@ -90,6 +95,14 @@ pub struct Env {
     pub site: u32,
     /// Whether the vector registers of the host are the guest's.
     pub vector_live: u32,
+    /// Whether the x87 state of the host is the guest's.
+    pub x87_live: u32,
+    /// The opcode of the last x87 instruction, 11 bits.
+    pub x87_opcode: u32,
+    /// Its address.
+    pub x87_code: u64,
+    /// The address of the last operand of x87 in memory, within its segment.
+    pub x87_data: u64,
     /// Target of an indirect jump that missed the jump cache.
     pub target: u64,
     /// Where in generated code a fault of the host happened.
@@ -110,6 +123,8 @@ pub struct Env {
     pub own: *mut Self,
     /// The processor.
     pub processor: *mut InterpreterVcpu,
+    /// Where FXSAVE and FXRSTOR store and find their image.
+    pub x87_image: Image,
     /// Where jumps to other pages lead.
     pub cells: [u64; CELLS],
     /// Jump caches.
@@ -133,9 +148,8 @@ impl Env {
         // zero is a value.
         let mut env = unsafe { Box::<Self>::new_zeroed().assume_init() };
         for cache in 0..JUMP_CACHES {
-            for slot in 0..JUMPS {
-                env.empty_jump(cache, slot);
-            }
+            // Of the others zero is empty.
+            env.empty_jump(cache, 0);
         }
         env
     }
@@ -212,6 +226,11 @@ impl Env {
         offset_of!(Env, jumps) + cache * JUMPS * size_of::<Jump>() + field
     }
 
+    /// A word of FXSAVE's image.
+    pub const fn x87_image(offset: usize) -> Mem {
+        env(offset_of!(Env, x87_image) + offset)
+    }
+
     field!(flags);
     field!(attention);
     field!(heeded);
@@ -232,6 +251,10 @@ impl Env {
     field!(exit);
     field!(site);
     field!(vector_live);
+    field!(x87_live);
+    field!(x87_opcode);
+    field!(x87_code);
+    field!(x87_data);
     field!(target);
     field!(fault);
     field!(budget);

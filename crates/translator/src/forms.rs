@@ -42,7 +42,8 @@ fn field(kind: K) -> Option<Field> {
     })
 }
 
-/// The same, once the instruction is [`lengthened`] and has been [`freed_of_accumulator`].
+/// The same, once the instruction is [`lengthened`] and has been [`freed_of_accumulator`] and
+/// [`freed_of_address`].
 pub fn field_of(ins: &Instruction, kind: K) -> Option<Field> {
     match ins.code() {
         Code::Inc_r32 | Code::Inc_r16 | Code::Dec_r32 | Code::Dec_r16 => Some(Field::Rm),
@@ -87,6 +88,16 @@ pub fn freed_of_accumulator<'a>(ins: &Instruction, mut encoding: Encoding<'a>) -
             0xa8 | 0xa9 => (0xf6 | size, Some(0xc0)),
             opcode => (0x80 | size, Some(0xc0 | opcode & 0x38)),
         };
+    }
+    encoding
+}
+
+/// The form with ModRM of a MOV between the accumulator and an address in the instruction.
+pub fn freed_of_address<'a>(ins: &Instruction, mut encoding: Encoding<'a>) -> Encoding<'a> {
+    if is_absolute_move(ins) {
+        encoding.opcode = 0x88 | encoding.opcode & 1 | !encoding.opcode & 2;
+        encoding.modrm = Some(0);
+        encoding.immediate = &[];
     }
     encoding
 }
@@ -159,12 +170,6 @@ pub fn lengthened<'a>(ins: &Instruction, mut encoding: Encoding<'a>) -> Option<E
                 encoding.modrm = Some(0xc0 | opcode & 8);
             }
             0x82 => encoding.opcode = 0x80,
-            // A MOV between the accumulator and an address has 64 bits of it.
-            opcode @ 0xa0..=0xa3 => {
-                encoding.opcode = 0x88 | opcode & 1 | !opcode & 2;
-                encoding.modrm = Some(0);
-                encoding.immediate = &[];
-            }
             _ => {}
         },
         Form::Legacy(_) => {}

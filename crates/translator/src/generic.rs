@@ -5,9 +5,11 @@ use crate::asm::{self, Mem, R10, RAX, Reg, at};
 use crate::block::{Block, Guest};
 use crate::encoding::{Encoding, Form, REX_W};
 use crate::env::Env;
-use crate::forms::{Field, can_be_memory, exchanged, field_of, freed_of_accumulator, lengthened};
+use crate::forms::{
+    Field, can_be_memory, exchanged, field_of, freed_of_accumulator, freed_of_address, lengthened,
+};
 use crate::registers::{self, GUEST_RAX, Place, is_high_byte, number};
-use crate::width::{is_absolute_move, is_code32};
+use crate::x87::is_x87;
 use belljar_passthrough::Unit;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
@@ -48,6 +50,8 @@ struct Operands {
     in_rax: Option<u8>,
     /// The guest's register that is in R10 meanwhile, if no address is.
     in_r10: Option<u8>,
+    /// The guest's register that is in another's place meanwhile, if neither RAX nor R10 is free.
+    lent: Option<(u8, Reg)>,
     reg: Option<Reg>,
     rm: Option<Reg>,
     vvvv: Option<Reg>,
@@ -81,7 +85,27 @@ impl Operands {
             self.in_r10 = Some(number);
             return Some(R10);
         }
-        None
+        match self.lent {
+            Some((guest, host)) => (guest == number).then_some(host),
+            None => None,
+        }
+    }
+
+    /// Finds a place for the second operand of CMPXCHG, which needs RAX and R10 otherwise.
+    fn lend(&mut self, ins: &Instruction) {
+        let used = |host: Reg| {
+            (0..ins.op_count()).any(|n| {
+                ins.op_kind(n) == OpKind::Register
+                    && registers::place(number(ins.op_register(n))) == Place::Host(host)
+            })
+        };
+        let register = ins.op1_register();
+        if self.memory.is_some()
+            && registers::place(number(register)) == Place::Memory
+            && let Some(host) = [asm::RCX, asm::RBX].into_iter().find(|host| !used(*host))
+        {
+            self.lent = Some((number(register), host));
+        }
     }
 
     /// The operands of `ins`, whose fields are exchanged if `exchanged`. `written` tells whether an
@@ -105,6 +129,9 @@ impl Operands {
         let implicit = registers().any(|n| field_of(ins, code.op_kind(n)) == Some(Field::Implicit));
         if uses_rax(ins.mnemonic()) && !is_imul_of_more(ins) || implicit {
             operands.in_rax = Some(0);
+        }
+        if ins.mnemonic() == Mnemonic::Cmpxchg {
+            operands.lend(ins);
         }
         for n in registers() {
             let register = ins.op_register(n);
@@ -162,7 +189,7 @@ fn is_imul_of_more(ins: &Instruction) -> bool {
 }
 
 /// Whether the host may raise an exception for the instruction.
-fn may_fault(ins: &Instruction, unit: Unit) -> bool {
+pub fn may_fault(ins: &Instruction, unit: Unit) -> bool {
     !matches!(unit, Unit::Integer | Unit::IntegerVex)
         || matches!(
             ins.mnemonic(),
@@ -177,7 +204,8 @@ impl Block<'_> {
             Unit::Integer | Unit::IntegerVex => true,
             Unit::Sse => self.mode.sse(),
             Unit::Avx | Unit::Avx512 => self.mode.avx(),
-            Unit::X87 | Unit::Wait | Unit::Mmx => false,
+            Unit::X87 | Unit::Wait => self.mode.sse(),
+            Unit::Mmx => false,
         }
     }
 
@@ -194,9 +222,10 @@ impl Block<'_> {
                 lengthened(&ins, encoding)
             }
         });
-        let Some(encoding) = encoding.map(|encoding| freed_of_accumulator(&ins, encoding)) else {
+        let Some(encoding) = encoding else {
             return false;
         };
+        let encoding = freed_of_address(&ins, freed_of_accumulator(&ins, encoding));
         let exchanged = exchanged(&ins, &encoding);
         let is_exchanged = exchanged.is_some();
         let encoding = exchanged.unwrap_or(encoding);
@@ -212,8 +241,13 @@ impl Block<'_> {
         if operands.memory.is_some() && !(1..=64).contains(&size) {
             return false;
         }
-        if !matches!(unit, Unit::Integer | Unit::IntegerVex) {
-            self.need_vector();
+        match unit {
+            Unit::Integer | Unit::IntegerVex => {}
+            unit if is_x87(unit) => self.need_x87(),
+            _ => self.need_vector(),
+        }
+        if is_x87(unit) && operands.memory.is_some() {
+            self.keep_x87_data(&ins);
         }
         if operands.memory.is_some() {
             let write = writes_memory(self.info, &ins);
@@ -229,6 +263,9 @@ impl Block<'_> {
         self.encode(&guest, &encoding, &operands);
         self.flags_out();
         self.store_operands(&ins, &operands);
+        if is_x87(unit) {
+            self.note_x87(&ins);
+        }
         true
     }
 
@@ -248,6 +285,10 @@ impl Block<'_> {
     }
 
     fn load_operands(&mut self, ins: &Instruction, operands: &Operands) {
+        if let Some((guest, host)) = operands.lent {
+            self.asm.store(Env::temp(2), host);
+            self.asm.load(host, Env::gpr(guest));
+        }
         let only_written = matches!(
             ins.mnemonic(),
             Mnemonic::Mov | Mnemonic::Movzx | Mnemonic::Movsx | Mnemonic::Movsxd
@@ -270,6 +311,9 @@ impl Block<'_> {
     }
 
     fn store_operands(&mut self, ins: &Instruction, operands: &Operands) {
+        if let Some((_, host)) = operands.lent {
+            self.asm.load(host, Env::temp(2));
+        }
         for (host, guest) in [(RAX, operands.in_rax), (R10, operands.in_r10)] {
             let Some(guest) = guest else {
                 continue;
@@ -403,7 +447,6 @@ pub fn is_left_out(ins: &Instruction) -> bool {
             ins.mnemonic(),
             Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu | Mnemonic::Maskmovq
         )
-        || is_absolute_move(ins) && !is_code32(ins)
         || (0..ins.op_count())
             .any(|n| ins.op_kind(n) == OpKind::Register && is_segment(ins.op_register(n)))
 }

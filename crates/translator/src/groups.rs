@@ -16,6 +16,7 @@ use crate::access::memory_operand;
 use crate::block::{Guest, Kind};
 use crate::registers::{self, RSP_NUMBER};
 use crate::width::{is_code32, word};
+use crate::x87::is_x87;
 use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
 /// The most groups of a block: each has a place in the environment.
@@ -217,7 +218,7 @@ fn access(
             },
             ..stack(ins, 0, false)
         }),
-        (Kind::Innocuous(_), _) if ins.encoding() != EncodingKind::EVEX => {
+        (Kind::Innocuous(unit), _) if !is_x87(unit) && ins.encoding() != EncodingKind::EVEX => {
             operand(ins, page, writes)
         }
         _ => None,

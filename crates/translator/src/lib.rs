@@ -40,6 +40,7 @@ mod trace;
 mod tuning;
 mod vcpu;
 mod width;
+mod x87;
 
 pub use engine::Translator;
 pub use tuning::Tuning;

@@ -10,7 +10,7 @@ use belljar_interpreter::mix;
 use belljar_memory::PAGE_SIZE;
 
 /// Entries of the table.
-const SIZE: usize = 1 << 15;
+const SIZE: usize = 1 << 16;
 /// Bits of [`Entry::what`] for the offset in the page and for the mode; the rest is the time.
 const OFFSET: u32 = 12;
 const MODE: u32 = 11;

@@ -1,7 +1,7 @@
 //! Where the guest's registers live.
 
 use crate::asm::{self, Reg};
-use iced_x86::Register;
+use iced_x86::{Instruction, OpKind, Register};
 
 /// Where a general-purpose register of the guest lives while translated code runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,4 +64,29 @@ pub fn is_high_byte(register: Register) -> bool {
         register,
         Register::AH | Register::CH | Register::DH | Register::BH
     )
+}
+
+/// The general-purpose registers that an instruction names, those of an address with them.
+fn named(ins: &Instruction) -> impl Iterator<Item = Register> {
+    let operands = (0..ins.op_count())
+        .filter(|&n| ins.op_kind(n) == OpKind::Register)
+        .map(|n| ins.op_register(n));
+    operands
+        .chain([ins.memory_base(), ins.memory_index()])
+        .filter(|register| register.is_gpr())
+}
+
+/// Whether an instruction names a register that lives in the environment.
+pub fn names_environment(ins: &Instruction) -> bool {
+    named(ins).any(|register| place(number(register)) == Place::Memory)
+}
+
+/// Whether an instruction names AH, CH, DH or BH.
+pub fn names_high_byte(ins: &Instruction) -> bool {
+    named(ins).any(is_high_byte)
+}
+
+/// Whether an instruction names the stack pointer.
+pub fn names_stack_pointer(ins: &Instruction) -> bool {
+    named(ins).any(|register| number(register) == RSP_NUMBER)
 }

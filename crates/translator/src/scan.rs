@@ -8,6 +8,7 @@ use crate::mode::Mode;
 use crate::privilege;
 use crate::system;
 use crate::width::has_address16;
+use crate::x87;
 use belljar_interpreter::mmu::CodePage;
 use belljar_interpreter::processor::Core;
 use belljar_interpreter::{decoder, exists};
@@ -28,7 +29,7 @@ pub struct Fragment<'a> {
 }
 
 /// The most instructions that are looked at beyond a block's end.
-const PEEK: usize = 6;
+const PEEK: usize = 12;
 
 impl Fragment<'_> {
     /// Whether the code at `target` overwrites all status flags before it reads any. Only code of
@@ -193,7 +194,11 @@ fn kind(core: &Core, mode: Mode, ins: &Instruction) -> Kind {
         _ if is_left_out(ins) => Kind::Interpreted,
         _ if is_plain(ins) => Kind::Innocuous(Unit::Integer),
         _ => match innocuous(ins) {
-            Some(Unit::X87 | Unit::Wait | Unit::Mmx) | None => Kind::Interpreted,
+            Some(Unit::Mmx) | None => Kind::Interpreted,
+            // x87 is enabled as SSE is, but for CR4.
+            Some(Unit::X87 | Unit::Wait) if !mode.sse() || !x87::is_passed_on(ins) => {
+                Kind::Interpreted
+            }
             Some(_) if has_mmx(ins) => Kind::Interpreted,
             Some(Unit::Sse) if !mode.sse() => Kind::Interpreted,
             Some(Unit::Avx | Unit::Avx512) if !mode.avx() => Kind::Interpreted,

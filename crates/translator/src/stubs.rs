@@ -5,6 +5,7 @@ use crate::env::Env;
 use crate::exit::Exit;
 use crate::far;
 use crate::registers::{GUEST_GPRS, Place};
+use crate::x87;
 use belljar_memory::PAGE_SIZE;
 use belljar_passthrough::code_memory::CodeMemory;
 use belljar_passthrough::fault::RECOVERY;
@@ -48,6 +49,8 @@ pub struct Stubs {
     pub refill_write: u32,
     /// Loads the vector state. Changes RAX, not the flags.
     pub load_vector: u32,
+    /// Loads the x87 state. Changes RAX, not the flags.
+    pub load_x87: u32,
     /// Looks into the TLB for what is not where its near copy is.
     pub far: far::Stubs,
 }
@@ -103,6 +106,10 @@ pub fn write(memory: &mut CodeMemory, tlb_entries: usize) -> Option<Stubs> {
     spill_vector(&mut asm);
     stubs.load_vector = asm.here();
     load_vector(&mut asm);
+    let spill_x87 = asm.here();
+    x87::spill(&mut asm);
+    stubs.load_x87 = asm.here();
+    x87::load(&mut asm);
     asm.bind(fault);
     asm.store(Env::fault(), R10);
     asm.flags_to_ax();
@@ -120,7 +127,7 @@ pub fn write(memory: &mut CodeMemory, tlb_entries: usize) -> Option<Stubs> {
     asm.store32(Env::exit(), RAX);
     stubs.exit_saved = asm.here();
     asm.bind(leave);
-    exit(&mut asm, spill);
+    exit(&mut asm, spill, spill_x87);
     stubs.enter = asm.here();
     enter(&mut asm);
     stubs.refill_read = asm.here();
@@ -153,15 +160,17 @@ fn enter(asm: &mut Asm) {
     asm.jmp_mem(Env::temp(0));
 }
 
-fn exit(asm: &mut Asm, spill: u32) {
+fn exit(asm: &mut Asm, spill: u32, spill_x87: u32) {
     for (guest, host) in pinned() {
         asm.store(Env::gpr(guest), host);
     }
-    let spilled = asm.label();
-    asm.cmp_byte(Env::vector_live(), 0);
-    asm.jcc(Cond::E, spilled);
-    asm.call_to(spill);
-    asm.bind(spilled);
+    for (live, spill) in [(Env::x87_live(), spill_x87), (Env::vector_live(), spill)] {
+        let spilled = asm.label();
+        asm.cmp_byte(live, 0);
+        asm.jcc(Cond::E, spilled);
+        asm.call_to(spill);
+        asm.bind(spilled);
+    }
     asm.alu_imm(Alu::Add, true, RSP, 8);
     for register in PRESERVED.into_iter().rev() {
         asm.pop(register);

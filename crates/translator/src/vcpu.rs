@@ -311,6 +311,9 @@ impl TranslatorVcpu {
             .wrapping_sub(core.cpu.msr.tsc_adjust);
         env.system_calls = privilege::system_calls(&core.cpu);
         env.kept_flags = !(core.cpu.msr.fmask as u32) | rflags::FIXED as u32;
+        env.x87_opcode = core.cpu.vector.x87.fop.into();
+        env.x87_code = core.cpu.vector.x87.fip;
+        env.x87_data = core.cpu.vector.x87.fdp;
         env.budget = self.processor.remaining;
         self.counts.entries += 1;
     }
@@ -337,6 +340,8 @@ impl TranslatorVcpu {
         core.cpu.segments[Seg::Fs as usize].base = env.bases[0];
         core.cpu.segments[Seg::Gs as usize].base = env.bases[1];
         core.cpu.msr.kernel_gs_base = env.kernel_gs;
+        let x87 = &mut core.cpu.vector.x87;
+        (x87.fop, x87.fip, x87.fdp) = (env.x87_opcode as u16, env.x87_code, env.x87_data);
         let flags = u64::from(env.system | env.interrupts);
         // A refill may have changed AC as it was at that time.
         let known = core.cpu.rflags & (SYSTEM | rflags::IF);

@@ -96,8 +96,16 @@ impl Block<'_> {
         self.asm.reg(self.wide(), &[0x8b], to, from);
     }
 
-    /// Adds to the stack pointer. The flags stay.
+    /// Adds to the stack pointer, at the latest before something asks for it. The flags stay.
     pub fn add_to_stack(&mut self, bytes: i32) {
-        self.lea_word(GUEST_RSP, at(GUEST_RSP, bytes));
+        self.owed += bytes;
+    }
+
+    /// Brings the stack pointer up to date. The flags stay.
+    pub fn settle_stack(&mut self) {
+        let owed = std::mem::take(&mut self.owed);
+        if owed != 0 {
+            self.lea_word(GUEST_RSP, at(GUEST_RSP, owed));
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Instructions and events in 64-bit mode.
 
-use super::harness::{CODE, DATA, HANDLERS, Machine, STACK, TABLES, assemble, state64};
+use super::harness::{CODE, DATA, HANDLERS, Machine, PAGES, STACK, TABLES, assemble, state64};
 use belljar_engine::{Exit, Reason};
 use belljar_memory::GuestPhysAddr;
 use belljar_x86::bits::rflags;
@@ -368,4 +368,48 @@ fn bit_strings_wrap_at_32_bits_if_they_are_addressed_by_32() {
     machine.run();
     assert_eq!(machine.vector(), None);
     assert_eq!(machine.word(DATA), 1 << 5);
+}
+
+#[test]
+fn the_stack_pointer_is_right_at_a_fault_between_pushes() {
+    for (pops, moved) in [(false, -24), (true, 16)] {
+        let code = assemble(|a| {
+            a.mov(rbx, PAGES).unwrap();
+            for _ in 0..3 {
+                if pops {
+                    a.pop(rcx).unwrap();
+                } else {
+                    a.push(rcx).unwrap();
+                }
+                a.inc(rdx).unwrap();
+            }
+            if pops {
+                a.push(rdx).unwrap();
+            }
+            a.mov(rax, qword_ptr(rbx)).unwrap();
+            a.pop(rcx).unwrap();
+        });
+        let mut machine = Machine::new(&code);
+        machine.run();
+        assert_eq!(machine.vector(), Some(14));
+        let frame = machine.vcpu.state().gpr[Gpr::Rsp as usize];
+        // Error code, RIP, CS, RFLAGS, RSP.
+        assert_eq!(machine.word(frame + 32), STACK.wrapping_add_signed(moved));
+    }
+}
+
+#[test]
+fn a_move_to_and_from_an_address_of_64_bits_works() {
+    let code = assemble(|a| {
+        a.mov(rax, 0x1122_3344_5566_7788u64).unwrap();
+        // mov [DATA], rax; xor eax, eax; mov eax, [DATA + 2]
+        a.db(&[0x48, 0xa3]).unwrap();
+        a.db(&DATA.to_le_bytes()).unwrap();
+        a.xor(eax, eax).unwrap();
+        a.db(&[0xa1]).unwrap();
+        a.db(&(DATA + 2).to_le_bytes()).unwrap();
+        a.hlt().unwrap();
+    });
+    let mut machine = Machine::new(&code);
+    assert_eq!(machine.run().gpr[Gpr::Rax as usize], 0x3344_5566);
 }

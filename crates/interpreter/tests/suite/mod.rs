@@ -16,5 +16,6 @@ mod remapping;
 mod sharing;
 mod system;
 mod transfers;
+mod x87;
 
 use super::{counted, engine};
