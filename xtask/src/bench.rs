@@ -1,8 +1,8 @@
 //! Boot time against QEMU's TCG: A against B in one run.
 
+use crate::belljar;
 use crate::console::Console;
 use crate::machines::Machine;
-use crate::{cargo, root, run as run_command};
 use anyhow::{Context, Result};
 use clap::Args;
 use std::process::Command;
@@ -32,7 +32,7 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    run_command(cargo().args(["build", "--release", "--package", "belljar"]))?;
+    let program = belljar(None)?;
     let mut guest = belljar_image::default_guest(options.suite.as_deref())?;
     COMMAND_LINE.clone_into(&mut guest.cmdline);
     let machine = Machine {
@@ -40,7 +40,6 @@ pub fn run(options: &Options) -> Result<()> {
         memory: 1024,
         cpus: options.cpus,
     };
-    let program = root().join("target/release/belljar");
     let (mut belljar, mut qemu) = (Duration::MAX, Duration::MAX);
     for round in 1..=options.rounds {
         qemu = qemu.min(time_to_prompt(&mut machine.qemu()).context("QEMU")?);

@@ -1,5 +1,6 @@
 //! A guest at its serial console, which is the standard streams of the program that runs it.
 
+use crate::wait_while;
 use anyhow::{Context, Result, bail, ensure};
 use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -9,8 +10,6 @@ use std::time::{Duration, Instant};
 
 /// What is shown of the console when something did not come, in bytes.
 const TAIL: usize = 4096;
-/// The pause between two looks whether the program has ended.
-const PAUSE: Duration = Duration::from_millis(10);
 
 /// A running guest. It ends when this is dropped.
 #[derive(Debug)]
@@ -63,17 +62,8 @@ impl Console {
     /// Waits for the program's end, at most for `limit`.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
         let deadline = Instant::now() + limit;
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(status);
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "the machine has not ended; its console: {}",
-                self.tail()
-            );
-            thread::sleep(PAUSE);
-        }
+        let ended = wait_while(&mut self.child, || Instant::now() < deadline)?;
+        ended.with_context(|| format!("the machine has not ended; its console: {}", self.tail()))
     }
 
     /// The end of what was printed and not yet given.

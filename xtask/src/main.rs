@@ -16,7 +16,9 @@ mod test;
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, ExitStatus};
+use std::thread;
+use std::time::Duration;
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Chores of the project")]
@@ -56,6 +58,28 @@ fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
     command
+}
+
+/// The Belljar that is to run: the one that was `given`, or the release build of this tree, made anew.
+fn belljar(given: Option<&Path>) -> Result<PathBuf> {
+    if let Some(program) = given {
+        return Ok(program.to_owned());
+    }
+    run(cargo().args(["build", "--release", "--package", "belljar"]))?;
+    Ok(root().join("target/release/belljar"))
+}
+
+/// Waits until a process has ended or must not `go_on`: its status if it has ended.
+fn wait_while(child: &mut Child, go_on: impl Fn() -> bool) -> Result<Option<ExitStatus>> {
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if !go_on() {
+            return Ok(None);
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Runs `command` to its end; a status other than 0 is an error that shows the command.

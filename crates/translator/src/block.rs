@@ -266,7 +266,7 @@ impl Block<'_> {
         if leaves_address(self.guest()) {
             self.held = held;
         }
-        if !self.lets_stack_wait() {
+        if self.owed != 0 && !self.lets_stack_wait() {
             self.settle_stack();
         }
         let done = match self.guest().kind {
@@ -311,10 +311,7 @@ impl Block<'_> {
             }
             Kind::Special => {
                 let checked = |member: Member| self.checked & 1 << member.group != 0;
-                memory_operand(ins).is_none()
-                    && !names_stack_pointer(ins)
-                    && moves_stack(ins)
-                    && guest.member.is_some_and(checked)
+                moves_stack(ins) && !names_stack_pointer(ins) && guest.member.is_some_and(checked)
             }
             _ => false,
         }
@@ -557,7 +554,7 @@ impl Block<'_> {
         });
     }
 
-    /// Adds to the stack pointer, if there is anything to add.
+    /// Adds to the stack pointer, now.
     pub fn release(&mut self, bytes: i32) {
         self.add_to_stack(bytes);
         self.settle_stack();

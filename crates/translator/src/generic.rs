@@ -85,10 +85,8 @@ impl Operands {
             self.in_r10 = Some(number);
             return Some(R10);
         }
-        match self.lent {
-            Some((guest, host)) => (guest == number).then_some(host),
-            None => None,
-        }
+        let lent = self.lent.filter(|(guest, _)| *guest == number);
+        lent.map(|(_, host)| host)
     }
 
     /// Finds a place for the second operand of CMPXCHG, which needs RAX and R10 otherwise.
@@ -202,9 +200,8 @@ impl Block<'_> {
     pub fn is_enabled(&self, unit: Unit) -> bool {
         match unit {
             Unit::Integer | Unit::IntegerVex => true,
-            Unit::Sse => self.mode.sse(),
+            Unit::Sse | Unit::X87 | Unit::Wait => self.mode.sse(),
             Unit::Avx | Unit::Avx512 => self.mode.avx(),
-            Unit::X87 | Unit::Wait => self.mode.sse(),
             Unit::Mmx => false,
         }
     }

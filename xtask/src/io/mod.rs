@@ -6,7 +6,7 @@ mod measure;
 
 use crate::console::Console;
 use crate::scratch::Scratch;
-use crate::{cargo, debian, root as workspace, run as run_command};
+use crate::{belljar, debian};
 use anyhow::{Context, Result, ensure};
 use belljar_image::Image;
 use clap::Args;
@@ -56,13 +56,7 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    let program = match &options.belljar {
-        Some(program) => program.clone(),
-        None => workspace().join("target/release/belljar"),
-    };
-    if options.belljar.is_none() {
-        run_command(cargo().args(["build", "--release", "--package", "belljar"]))?;
-    }
+    let program = belljar(options.belljar.as_deref())?;
     let image = debian::image(&program, &options.suite, NAME, PACKAGES)?;
     let directory = Scratch::new(NAME)?;
     run_all(options, &program, &image, directory.path())

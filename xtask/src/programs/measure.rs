@@ -1,9 +1,10 @@
 //! One run of all programs, natively or in a guest: starts it, reads what the runner prints.
 
+use crate::wait_while;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -135,24 +136,14 @@ fn follow(
             deadline = deadline.min(Instant::now() + TIME_TO_END);
         }
     }
-    let status = wait(child, deadline)?;
+    let ended = wait_while(child, || Instant::now() < deadline)?;
+    let status = ended.context("it did not end in time")?;
     ensure!(status.success(), "it ended with {status}");
     let done = run.done.context("it ended before its last program")?;
     if let (Some(boot), Some(host)) = (run.boot, clock) {
         check_clock(done - boot, host.as_secs_f64())?;
     }
     Ok(())
-}
-
-/// Waits for the end of a process that has closed its output.
-fn wait(child: &mut Child, deadline: Instant) -> Result<ExitStatus> {
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status);
-        }
-        ensure!(Instant::now() < deadline, "it did not end in time");
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// A guest whose clock goes wrong tells times that mean nothing.

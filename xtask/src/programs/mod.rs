@@ -9,8 +9,8 @@ mod report;
 mod root;
 pub mod source;
 
+use crate::belljar;
 use crate::machines::Machine;
-use crate::{cargo, root as workspace, run as run_command};
 use anyhow::{Context, Result, ensure};
 use belljar_image::Guest;
 use clap::Args;
@@ -89,13 +89,11 @@ impl Options {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    let program = match &options.belljar {
-        Some(program) => program.clone(),
-        None => workspace().join("target/release/belljar"),
+    let program = if options.no_belljar {
+        PathBuf::new()
+    } else {
+        belljar(options.belljar.as_deref())?
     };
-    if options.belljar.is_none() && !options.no_belljar {
-        run_command(cargo().args(["build", "--release", "--package", "belljar"]))?;
-    }
     let chosen = options.chosen();
     let names: Vec<&str> = chosen.iter().map(|program| program.name).collect();
     let suite = options.suite.as_deref();

@@ -3,6 +3,7 @@
 use super::network;
 use crate::console::Console;
 use crate::debian::{file, free_port};
+use crate::wait_while;
 use anyhow::{Context, Result, bail, ensure};
 use belljar_image::Image;
 use std::fs::File;
@@ -16,8 +17,6 @@ use std::time::{Duration, Instant};
 
 /// The longest time to the login prompt, and for anything in the guest.
 const LIMIT: Duration = Duration::from_mins(10);
-/// The pause between two looks whether a command has ended.
-const PAUSE: Duration = Duration::from_millis(10);
 /// The directory in the guest where all happens.
 pub const HOME: &str = "/root/soak";
 /// Guest RAM.
@@ -137,16 +136,11 @@ fn finish(mut child: Child, input: &[u8], given_up: &AtomicBool) -> Result<Outpu
         });
         let stdout = scope.spawn(move || all(stdout));
         let stderr = scope.spawn(move || all(stderr));
-        let status = loop {
-            if let Some(status) = child.try_wait()? {
-                break status;
-            }
-            if given_up.load(Ordering::Acquire) || Instant::now() > deadline {
-                child.kill()?;
-                child.wait()?;
-                bail!("it was given up");
-            }
-            thread::sleep(PAUSE);
+        let go_on = || !given_up.load(Ordering::Acquire) && Instant::now() <= deadline;
+        let Some(status) = wait_while(&mut child, go_on)? else {
+            child.kill()?;
+            child.wait()?;
+            bail!("it was given up");
         };
         let text = |read: thread::ScopedJoinHandle<'_, _>| read.join().unwrap_or_default();
         let (stdout, stderr) = (text(stdout), text(stderr));

@@ -11,7 +11,7 @@ mod network;
 mod report;
 
 use crate::scratch::Scratch;
-use crate::{cargo, debian, root as workspace, run as run_command};
+use crate::{belljar, debian};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use clock::{Clock, Drift};
@@ -62,13 +62,7 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    let program = match &options.belljar {
-        Some(program) => program.clone(),
-        None => workspace().join("target/release/belljar"),
-    };
-    if options.belljar.is_none() {
-        run_command(cargo().args(["build", "--release", "--package", "belljar"]))?;
-    }
+    let program = belljar(options.belljar.as_deref())?;
     let image = debian::image(&program, &options.suite, NAME, PACKAGES)?;
     let scratch = Scratch::new(NAME)?;
     let disks = Disks::new(&image, scratch.path())?;

@@ -339,6 +339,27 @@ impl Configuration {
 }
 
 #[cfg(test)]
+pub(super) mod testing {
+    use super::*;
+
+    /// The command register.
+    pub const COMMAND: usize = 4;
+    /// Its bit that makes a function a bus master.
+    pub const BUS_MASTER: u8 = 1 << 2;
+
+    /// The space of a function without ranges or capabilities.
+    pub fn plain() -> Configuration {
+        Configuration::new(&Identity {
+            vendor: 1,
+            device: 2,
+            revision: 0,
+            class: Class(1, 8, 2),
+            subsystem: (0, 0),
+        })
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::pci::Decoded;

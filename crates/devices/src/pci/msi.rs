@@ -166,13 +166,9 @@ impl Msi {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pci::configuration::testing::{BUS_MASTER, COMMAND, plain};
     use crate::pci::line::testing::Arrivals;
-    use crate::pci::{Class, Identity};
     use proptest::prelude::*;
-
-    /// The command register, and its bit that makes a function a bus master.
-    const COMMAND: usize = 4;
-    const BUS_MASTER: u8 = 1 << 2;
 
     struct Bench {
         msi: Msi,
@@ -182,16 +178,9 @@ mod tests {
     }
 
     fn bench(vectors: u16) -> Bench {
-        let identity = Identity {
-            vendor: 1,
-            device: 2,
-            revision: 0,
-            class: Class(1, 8, 2),
-            subsystem: (0, 0),
-        };
         let arrivals = Arrivals::new();
         let msi = Msi::new(vectors, Arc::<Arrivals>::clone(&arrivals));
-        let mut space = Configuration::new(&identity);
+        let mut space = plain();
         let at = msi.add_capability(&mut space);
         let mut bench = Bench {
             msi,

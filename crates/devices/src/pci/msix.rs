@@ -248,13 +248,9 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pci::configuration::testing::{BUS_MASTER, COMMAND, plain};
     use crate::pci::line::testing::Arrivals;
-    use crate::pci::{Class, Identity};
     use proptest::prelude::*;
-
-    /// The command register, and its bit that makes a function a bus master.
-    const COMMAND: usize = 4;
-    const BUS_MASTER: u8 = 1 << 2;
 
     struct Bench {
         msix: Msix,
@@ -264,16 +260,9 @@ mod tests {
     }
 
     fn bench() -> Bench {
-        let identity = Identity {
-            vendor: 1,
-            device: 2,
-            revision: 0,
-            class: Class(1, 8, 2),
-            subsystem: (0, 0),
-        };
         let arrivals = Arrivals::new();
         let msix = Msix::new(3, Arc::<Arrivals>::clone(&arrivals));
-        let mut space = Configuration::new(&identity);
+        let mut space = plain();
         let capability = msix.add_capability(&mut space, 0, 0x4000, 0x5000);
         space.write(COMMAND, &[BUS_MASTER]);
         Bench {

@@ -93,9 +93,9 @@ pub trait VirtioDevice: Send + Sync + std::fmt::Debug + 'static {
     /// The most entries that each of its queues can have: powers of two, at most 32768.
     fn queue_sizes(&self) -> Vec<u16>;
 
-    /// The bell of each queue, which the guest's notifications ring. They are the same for the
-    /// device's whole life; a ring while no worker runs is kept or lost, both are fine.
-    fn bells(&self) -> Vec<Bell>;
+    /// The doorbell whose first bells are the queues', which the guest's notifications ring. It is the
+    /// same for the device's whole life; a ring while no worker runs is kept or lost, both are fine.
+    fn doorbell(&self) -> &Arc<Doorbell>;
 
     /// Reads the device's part of the configuration from `offset` on; zeros beyond its end.
     fn read_configuration(&self, offset: u64, data: &mut [u8]);

@@ -218,9 +218,10 @@ impl<D: VirtioDevice> VirtioPci<D> {
         if let Some(saved) = saved {
             space = space.restored(saved);
         }
+        let queues = 0..device.queue_sizes().len();
         Self {
             inner: Arc::new(Inner {
-                bells: device.bells(),
+                bells: queues.map(|n| device.doorbell().bell(n)).collect(),
                 device,
                 memory,
                 signals: Arc::new(signals),

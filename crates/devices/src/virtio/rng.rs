@@ -1,6 +1,6 @@
 //! The entropy device. Virtio 1.2, 5.4.
 
-use super::{Activation, Bell, DeviceKind, Doorbell, Queue, Running, VirtioDevice, WorkerThread};
+use super::{Activation, DeviceKind, Doorbell, Queue, Running, VirtioDevice, WorkerThread};
 use belljar_clock::Entropy;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -71,8 +71,8 @@ impl VirtioDevice for Rng {
         vec![QUEUE_SIZE]
     }
 
-    fn bells(&self) -> Vec<Bell> {
-        vec![self.doorbell.bell(0)]
+    fn doorbell(&self) -> &Arc<Doorbell> {
+        &self.doorbell
     }
 
     fn read_configuration(&self, _: u64, data: &mut [u8]) {

@@ -1,6 +1,6 @@
 //! A driver for tests: it uses a device by its registers and rings, as a guest does.
 
-use super::{VirtioDevice, VirtioPci, VirtioPciParts};
+use super::{VirtioDevice, VirtioPci, VirtioPciParts, VirtioPciState};
 use crate::pci::line::testing::Arrivals;
 use crate::pci::{Function, SharedLine};
 use belljar_memory::{GuestMemory, GuestPhysAddr};
@@ -32,6 +32,15 @@ pub struct Driver<D: VirtioDevice> {
     next: [u16; 8],
 }
 
+/// What a device is attached to.
+fn parts(memory: &GuestMemory, arrivals: &Arc<Arrivals>) -> VirtioPciParts {
+    VirtioPciParts {
+        memory: memory.dma().unwrap(),
+        messages: Arc::<Arrivals>::clone(arrivals) as _,
+        line: SharedLine::new(16, Arc::<Arrivals>::clone(arrivals) as _),
+    }
+}
+
 impl<D: VirtioDevice> Driver<D> {
     pub fn new(device: D) -> Self {
         Self::of_memory(|_| device)
@@ -42,11 +51,7 @@ impl<D: VirtioDevice> Driver<D> {
         let memory = GuestMemory::new(8 << 20).unwrap();
         let device = device(&memory);
         let arrivals = Arrivals::new();
-        let parts = VirtioPciParts {
-            memory: memory.dma().unwrap(),
-            messages: Arc::<Arrivals>::clone(&arrivals) as _,
-            line: SharedLine::new(16, Arc::<Arrivals>::clone(&arrivals) as _),
-        };
+        let parts = parts(&memory, &arrivals);
         let this = Self {
             memory,
             device: VirtioPci::new(device, parts),
@@ -55,6 +60,11 @@ impl<D: VirtioDevice> Driver<D> {
         };
         this.set_bus_master(true);
         this
+    }
+
+    /// Replaces the device by one that is as it was saved.
+    pub fn restore(&mut self, state: VirtioPciState<D::State>, device: D) {
+        self.device = VirtioPci::restore(state, device, parts(&self.memory, &self.arrivals));
     }
 
     /// Lets the device reach memory, or not.

@@ -150,12 +150,7 @@ fn a_device_that_is_no_bus_master_is_reset_paused_and_saved_all_the_same() {
     driver.start(COMMON_FEATURES, 1);
     driver.device.pause();
     let state = driver.device.save();
-    let parts = VirtioPciParts {
-        memory: driver.memory.dma().unwrap(),
-        messages: Arc::clone(&driver.arrivals) as _,
-        line: crate::pci::SharedLine::new(16, Arc::clone(&driver.arrivals) as _),
-    };
-    driver.device = VirtioPci::restore(state, rng(), parts);
+    driver.restore(state, rng());
     driver.device.resume();
     driver.offer(0, 0);
     assert_eq!((driver.status(), driver.used(0)), (READY, 0));
@@ -203,12 +198,7 @@ fn a_saved_device_goes_on_where_it_was() {
     driver.transfer(0, &[(BUFFER, 16, WRITE)]);
     driver.device.pause();
     let state = driver.device.save();
-    let parts = VirtioPciParts {
-        memory: driver.memory.dma().unwrap(),
-        messages: Arc::clone(&driver.arrivals) as _,
-        line: crate::pci::SharedLine::new(16, Arc::clone(&driver.arrivals) as _),
-    };
-    driver.device = VirtioPci::restore(state, rng(), parts);
+    driver.restore(state, rng());
     driver.device.resume();
     assert_eq!(driver.status(), READY);
     driver.arrivals.take_messages();

@@ -18,7 +18,7 @@ mod tests;
 
 pub use statistics::{GuestStatistics, STATISTICS};
 
-use super::{Activation, Bell, DeviceKind, Doorbell, Running, Signals, VirtioDevice, WorkerThread};
+use super::{Activation, DeviceKind, Doorbell, Running, Signals, VirtioDevice, WorkerThread};
 use crate::timers::lock;
 use belljar_memory::{GuestMemory, PAGE_SHIFT};
 use serde::{Deserialize, Serialize};
@@ -208,10 +208,8 @@ impl VirtioDevice for Balloon {
         vec![QUEUE_SIZE; QUEUES]
     }
 
-    fn bells(&self) -> Vec<Bell> {
-        (0..QUEUES)
-            .map(|index| self.shared.doorbell.bell(index))
-            .collect()
+    fn doorbell(&self) -> &Arc<Doorbell> {
+        &self.shared.doorbell
     }
 
     fn read_configuration(&self, offset: u64, data: &mut [u8]) {

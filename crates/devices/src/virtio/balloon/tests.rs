@@ -3,8 +3,7 @@
 use super::super::COMMON_FEATURES;
 use super::super::testing::{Driver, SIZE, WRITE, wait};
 use super::*;
-use crate::pci::{Function, SharedLine};
-use crate::virtio::{VirtioPci, VirtioPciParts};
+use crate::pci::Function;
 use belljar_memory::GuestPhysAddr;
 use proptest::prelude::*;
 
@@ -246,12 +245,7 @@ fn a_saved_balloon_goes_on_with_its_statistics() {
     driver.device.pause();
     let state = driver.device.save();
     let device = Balloon::restore(state.device_state(), driver.memory.clone()).unwrap();
-    let parts = VirtioPciParts {
-        memory: driver.memory.dma().unwrap(),
-        messages: Arc::clone(&driver.arrivals) as _,
-        line: SharedLine::new(16, Arc::clone(&driver.arrivals) as _),
-    };
-    driver.device = VirtioPci::restore(state, device, parts);
+    driver.restore(state, device);
     driver.device.resume();
     let host = driver.device.device().host();
     wait(|| host.statistics(Duration::ZERO).get("free") == Some(100));

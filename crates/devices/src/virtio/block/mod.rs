@@ -6,7 +6,7 @@
 mod request;
 mod worker;
 
-use super::{Activation, Bell, DeviceKind, Doorbell, Running, VirtioDevice};
+use super::{Activation, DeviceKind, Doorbell, Running, VirtioDevice};
 use crate::disk::{Disk, SECTOR};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -126,9 +126,8 @@ impl VirtioDevice for Block {
         vec![QUEUE_SIZE; usize::from(self.queues)]
     }
 
-    fn bells(&self) -> Vec<Bell> {
-        let queues = 0..usize::from(self.queues);
-        queues.map(|queue| self.doorbell.bell(queue)).collect()
+    fn doorbell(&self) -> &Arc<Doorbell> {
+        &self.doorbell
     }
 
     fn read_configuration(&self, offset: u64, data: &mut [u8]) {

@@ -13,7 +13,7 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-use super::{Activation, Bell, DeviceKind, Doorbell, Running, VirtioDevice, WorkerThread};
+use super::{Activation, DeviceKind, Doorbell, Running, VirtioDevice, WorkerThread};
 use crate::timers::lock;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -206,10 +206,8 @@ impl VirtioDevice for Console {
         vec![QUEUE_SIZE; queue::COUNT]
     }
 
-    fn bells(&self) -> Vec<Bell> {
-        (0..queue::COUNT)
-            .map(|index| self.shared.doorbell.bell(index))
-            .collect()
+    fn doorbell(&self) -> &Arc<Doorbell> {
+        &self.shared.doorbell
     }
 
     fn read_configuration(&self, offset: u64, data: &mut [u8]) {

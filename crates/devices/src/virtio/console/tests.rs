@@ -1,9 +1,8 @@
 //! The console with a driver and a terminal that are played here.
 
+use super::super::COMMON_FEATURES;
 use super::super::testing::{Driver, NEXT, Piece, SIZE, WRITE, stays, wait};
-use super::super::{COMMON_FEATURES, VirtioPci, VirtioPciParts};
 use super::*;
-use crate::pci::SharedLine;
 use belljar_memory::GuestPhysAddr;
 use proptest::prelude::*;
 use std::sync::Condvar;
@@ -155,12 +154,7 @@ fn a_terminal_that_does_not_read_holds_the_guest_up_but_no_pause_or_reset() {
     driver.device.pause();
     let state = driver.device.save();
     let device = Console::restore(state.device_state(), Arc::<Terminal>::clone(&terminal) as _);
-    let parts = VirtioPciParts {
-        memory: driver.memory.dma().unwrap(),
-        messages: Arc::clone(&driver.arrivals) as _,
-        line: SharedLine::new(16, Arc::clone(&driver.arrivals) as _),
-    };
-    driver.device = VirtioPci::restore(state, device.unwrap(), parts);
+    driver.restore(state, device.unwrap());
     driver.device.resume();
     terminal.give_room(usize::MAX / 2);
     wait(|| driver.used(TRANSMIT) == 1);

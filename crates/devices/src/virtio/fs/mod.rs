@@ -8,9 +8,7 @@
 mod tests;
 mod worker;
 
-use super::{
-    Activation, Bell, DeviceKind, Doorbell, Running, VirtioDevice, WorkerThread, read_bytes,
-};
+use super::{Activation, DeviceKind, Doorbell, Running, VirtioDevice, WorkerThread, read_bytes};
 use crate::timers::lock;
 use belljar_share::{FileServer, LONGEST_TAG, ShareConfig, ShareError, ShareState};
 use serde::{Deserialize, Serialize};
@@ -89,8 +87,8 @@ impl VirtioDevice for Fs {
         vec![QUEUE_SIZE; QUEUES]
     }
 
-    fn bells(&self) -> Vec<Bell> {
-        (0..QUEUES).map(|queue| self.doorbell.bell(queue)).collect()
+    fn doorbell(&self) -> &Arc<Doorbell> {
+        &self.doorbell
     }
 
     fn read_configuration(&self, offset: u64, data: &mut [u8]) {

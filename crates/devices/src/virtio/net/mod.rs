@@ -11,7 +11,7 @@ mod receive;
 mod tests;
 mod worker;
 
-use super::{Activation, Bell, DeviceKind, Doorbell, Running, VirtioDevice, WorkerThread};
+use super::{Activation, DeviceKind, Doorbell, Running, VirtioDevice, WorkerThread};
 use belljar_clock::Clock;
 use belljar_net::{Backend, GuestOffloads, Mac};
 use serde::{Deserialize, Serialize};
@@ -140,8 +140,8 @@ impl VirtioDevice for Net {
         SIZES.to_vec()
     }
 
-    fn bells(&self) -> Vec<Bell> {
-        (0..SIZES.len()).map(|n| self.doorbell.bell(n)).collect()
+    fn doorbell(&self) -> &Arc<Doorbell> {
+        &self.doorbell
     }
 
     fn read_configuration(&self, offset: u64, data: &mut [u8]) {

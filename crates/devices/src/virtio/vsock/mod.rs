@@ -18,7 +18,7 @@ mod tests;
 
 pub use connection::Greetings;
 
-use super::{Activation, Bell, DeviceKind, Doorbell, Running, VirtioDevice, WorkerThread};
+use super::{Activation, DeviceKind, Doorbell, Running, VirtioDevice, WorkerThread};
 use crate::timers::lock;
 use serde::{Deserialize, Serialize};
 use std::os::unix::net::UnixStream;
@@ -161,10 +161,8 @@ impl VirtioDevice for Vsock {
         vec![QUEUE_SIZE; queue::COUNT]
     }
 
-    fn bells(&self) -> Vec<Bell> {
-        (0..queue::COUNT)
-            .map(|index| self.shared.doorbell.bell(index))
-            .collect()
+    fn doorbell(&self) -> &Arc<Doorbell> {
+        &self.shared.doorbell
     }
 
     fn read_configuration(&self, offset: u64, data: &mut [u8]) {
