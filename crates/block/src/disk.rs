@@ -1,8 +1,11 @@
-//! What a card holds: a queue of requests and the threads that serve them.
+//! What a card holds: a queue of requests, and what serves them: io_uring ([`ring`]) or threads.
+
+mod ring;
 
 use crate::limit::Buckets;
-use crate::{Limits, Storage};
+use crate::{Aio, BlockError, Limits, Storage};
 use belljar_memory::Segments;
+use ring::{RingPart, Waiting};
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
@@ -90,7 +93,8 @@ impl Request {
     }
 }
 
-/// What is called once when a request is done, on a thread of the disk.
+/// What is called once when a request is done, on a thread of the disk or on one that submits
+/// requests. It may submit more, but does not wait.
 pub type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
 
 /// A disk in use. Dropping it waits for what was submitted.
@@ -104,9 +108,13 @@ pub struct Disk {
 struct Shared {
     name: String,
     storage: Box<dyn Storage>,
+    /// Where reads and writes go, if there is one.
+    ring: Option<RingPart>,
     state: Mutex<State>,
     /// There is something to do, or to wait for differently.
     work: Condvar,
+    /// Somebody has turned the ring.
+    turned: Condvar,
     /// A request is done.
     finished: Condvar,
     /// The origin of the times of the buckets.
@@ -120,6 +128,8 @@ struct State {
     ready: VecDeque<(Request, Done)>,
     /// What has to keep the limits.
     limited: VecDeque<(Request, Done)>,
+    /// What is served by the ring.
+    waiting: Waiting,
     buckets: Buckets,
     /// How many requests are being served.
     in_flight: usize,
@@ -128,6 +138,8 @@ struct State {
     /// Threads that wait for something to do.
     idle: usize,
     threads: Vec<JoinHandle<()>>,
+    /// How many of the threads serve requests.
+    pool: usize,
     ended: bool,
     log: ErrorLog,
     /// The storage panicked: what it holds in memory may make no sense.
@@ -142,23 +154,71 @@ struct ErrorLog {
 }
 
 impl Disk {
-    /// A disk called `name` in the log.
+    /// A disk called `name` in the log, served by threads.
     ///
     /// # Errors
     /// When the host gives no thread.
     pub fn new(name: String, storage: Box<dyn Storage>, limits: Limits) -> io::Result<Self> {
+        Self::start(name, storage, limits, None)
+    }
+
+    /// A disk called `name` in the log, served as `aio` says. What serves it is in the log, too.
+    ///
+    /// # Errors
+    /// When the host gives no thread, or not the ring that `aio` insists on.
+    pub fn with_aio(
+        name: String,
+        storage: Box<dyn Storage>,
+        limits: Limits,
+        aio: Aio,
+    ) -> Result<Self, BlockError> {
+        let ring = match (aio, storage.file()) {
+            (Aio::Threads, _) => None,
+            (Aio::Auto, None) => {
+                tracing::debug!(disk = name, "served by threads: the image is no raw file");
+                None
+            }
+            (Aio::IoUring, None) => return Err(BlockError::NotRaw(name.into())),
+            (_, Some(file)) => match RingPart::new(file, aio == Aio::IoUring) {
+                Ok(ring) => Some(ring),
+                Err(source) if aio == Aio::IoUring => {
+                    let file = name.into();
+                    return Err(BlockError::Ring { file, source });
+                }
+                Err(error) => {
+                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    tracing::debug!(disk = name, %error, cause, "served by threads");
+                    None
+                }
+            },
+        };
+        if ring.is_some() {
+            tracing::debug!(disk = name, ?aio, "served by io_uring");
+        }
+        Self::start(name, storage, limits, ring).map_err(BlockError::Thread)
+    }
+
+    fn start(
+        name: String,
+        storage: Box<dyn Storage>,
+        limits: Limits,
+        ring: Option<RingPart>,
+    ) -> io::Result<Self> {
         let now = Instant::now();
         let shared = Arc::new(Shared {
             name,
             storage,
+            ring,
             state: Mutex::new(State {
                 ready: VecDeque::new(),
                 limited: VecDeque::new(),
+                waiting: Waiting::default(),
                 buckets: Buckets::new(limits),
                 in_flight: 0,
                 draining: 0,
                 idle: 0,
                 threads: Vec::new(),
+                pool: 1,
                 ended: false,
                 log: ErrorLog {
                     since: now,
@@ -168,13 +228,20 @@ impl Disk {
                 broken: false,
             }),
             work: Condvar::new(),
+            turned: Condvar::new(),
             finished: Condvar::new(),
             start: now,
             limited: limits != Limits::default(),
         });
-        let thread = shared.spawn()?;
+        let disk = Self { shared };
+        let shared = &disk.shared;
+        let thread = shared.spawn("disk", Shared::run)?;
         shared.lock().threads.push(thread);
-        Ok(Self { shared })
+        if shared.ring.is_some() {
+            let thread = shared.spawn("disk-ring", Shared::wait_for_kernel)?;
+            shared.lock().threads.push(thread);
+        }
+        Ok(disk)
     }
 
     /// Bytes of the disk, a multiple of [`SECTOR`](crate::SECTOR).
@@ -192,26 +259,50 @@ impl Disk {
         &self.shared.name
     }
 
-    /// Has `request` served by a thread of the disk, which then calls `done`. Never blocks. What
-    /// makes no sense (a range beyond the end, a write to a read-only disk) reaches `done` as an
-    /// error.
+    /// Whether reads and writes are served by io_uring.
+    pub fn uses_io_uring(&self) -> bool {
+        self.shared.ring.is_some() && self.shared.lock().waiting.is_usable()
+    }
+
+    /// Has `request` served, and `done` called then. Does not wait for the disk. What makes no sense
+    /// (a range beyond the end, a write to a read-only disk) reaches `done` as an error.
     pub fn submit(&self, request: Request, done: Done) {
+        self.submit_all([(request, done)]);
+    }
+
+    /// Has several requests served, as [`submit`](Self::submit) does each; the host is told of all at
+    /// once where it can be. With io_uring, those that need no waiting are served by the caller, which
+    /// calls their `done`, and perhaps that of others.
+    pub fn submit_all(&self, requests: impl IntoIterator<Item = (Request, Done)>) {
         let shared = &self.shared;
         let mut state = shared.lock();
-        if shared.limited && !matches!(request, Request::Flush) {
-            state.limited.push_back((request, done));
-        } else {
-            state.ready.push_back((request, done));
-        }
-        let waiting = state.ready.len() + state.limited.len();
-        if waiting > state.idle && state.threads.len() < MOST_THREADS {
-            // Without another thread those that there are serve everything.
-            if let Ok(thread) = shared.spawn() {
-                state.threads.push(thread);
+        let mut for_threads = 0_usize;
+        for (request, done) in requests {
+            if shared.limited && !matches!(request, Request::Flush) {
+                state.limited.push_back((request, done));
+                for_threads += 1;
+            } else if let Some((request, done)) = shared.to_ring(&mut state, request, done) {
+                state.ready.push_back((request, done));
+                for_threads += 1;
             }
         }
+        let waiting = state.ready.len() + state.limited.len();
+        let missing = waiting.saturating_sub(state.idle).min(for_threads);
+        for _ in 0..missing.min(MOST_THREADS.saturating_sub(state.pool)) {
+            // Without another thread those that there are serve everything.
+            if let Ok(thread) = shared.spawn("disk", Shared::run) {
+                state.threads.push(thread);
+                state.pool += 1;
+            }
+        }
+        let turns = state.waiting.begin_turn();
         drop(state);
-        shared.work.notify_one();
+        for _ in 0..for_threads.min(MOST_THREADS) {
+            shared.work.notify_one();
+        }
+        if turns {
+            shared.turn();
+        }
     }
 
     /// Waits until nothing is in flight. What waits for a limit goes at once then, and is owed
@@ -235,13 +326,16 @@ impl Drop for Disk {
         let threads = std::mem::take(&mut state.threads);
         drop(state);
         self.shared.work.notify_all();
+        self.shared.turned.notify_all();
         let me = thread::current().id();
+        if threads.iter().any(|thread| thread.thread().id() == me) {
+            // The last handle went away in a `done`: what there is still to do needs this thread, too,
+            // and all end by themselves.
+            return;
+        }
         for thread in threads {
-            // The last handle may go away in a `done`; that thread ends by itself.
-            if thread.thread().id() != me {
-                // A thread that panicked has said so on standard error.
-                let _ = thread.join();
-            }
+            // A thread that panicked has said so on standard error.
+            let _ = thread.join();
         }
     }
 }
@@ -263,13 +357,15 @@ fn wait<'a>(condition: &Condvar, state: MutexGuard<'a, State>) -> MutexGuard<'a,
 
 impl State {
     fn is_empty(&self) -> bool {
-        self.ready.is_empty() && self.limited.is_empty() && self.in_flight == 0
+        let queues = self.ready.is_empty() && self.limited.is_empty() && self.waiting.is_empty();
+        queues && self.in_flight == 0
     }
 
-    /// What to serve next, or how many nanoseconds to wait (`None`: until there is something).
-    fn next(&mut self, now: u64) -> Result<(Request, Done), Option<u64>> {
-        if let Some(job) = self.ready.pop_front() {
-            return Ok(job);
+    /// What to serve next, and whether it had to keep the limits; or how many nanoseconds to wait
+    /// (`None`: until there is something).
+    fn next(&mut self, now: u64) -> Result<(Request, Done, bool), Option<u64>> {
+        if let Some((request, done)) = self.ready.pop_front() {
+            return Ok((request, done, false));
         }
         if self.limited.is_empty() {
             return Err(None);
@@ -278,9 +374,9 @@ impl State {
         if nanos > 0 && self.draining == 0 && !self.ended {
             return Err(Some(nanos));
         }
-        let job = self.limited.pop_front().ok_or(None)?;
-        self.buckets.take(job.0.cost());
-        Ok(job)
+        let (request, done) = self.limited.pop_front().ok_or(None)?;
+        self.buckets.take(request.cost());
+        Ok((request, done, true))
     }
 }
 
@@ -289,11 +385,11 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn spawn(self: &Arc<Self>) -> io::Result<JoinHandle<()>> {
+    fn spawn(self: &Arc<Self>, name: &str, run: fn(&Self)) -> io::Result<JoinHandle<()>> {
         let shared = Arc::clone(self);
         thread::Builder::new()
-            .name("disk".to_owned())
-            .spawn(move || shared.run())
+            .name(name.to_owned())
+            .spawn(move || run(&shared))
     }
 
     /// A thread of the disk.
@@ -301,24 +397,33 @@ impl Shared {
         let mut state = self.lock();
         loop {
             match state.next(self.start.elapsed().as_nanos() as u64) {
-                Ok((request, done)) => {
+                Ok((request, done, was_limited)) => {
+                    let job = if was_limited {
+                        self.to_ring(&mut state, request, done)
+                    } else {
+                        Some((request, done))
+                    };
+                    let Some((request, done)) = job else {
+                        state = self.turn_if_needed(state);
+                        continue;
+                    };
                     state.in_flight += 1;
                     let broken = state.broken;
                     drop(state);
                     let result = self.serve(&request, broken);
                     // The segments keep guest memory alive; the card may count on them being gone.
                     drop(request);
-                    let called = catch_unwind(AssertUnwindSafe(|| done(result)));
+                    self.answer(done, result);
                     state = self.lock();
                     state.in_flight -= 1;
-                    if called.is_err() {
-                        tracing::error!(disk = %self.name, "the card's answer to a request panicked");
-                    }
                     if state.is_empty() {
                         self.finished.notify_all();
                     }
                 }
-                Err(_) if state.ended => return,
+                Err(_) if state.ended && state.waiting.is_empty() => {
+                    self.turned.notify_all();
+                    return;
+                }
                 Err(pause) => {
                     state.idle += 1;
                     state = match pause {
@@ -333,6 +438,13 @@ impl Shared {
                     state.idle -= 1;
                 }
             }
+        }
+    }
+
+    /// Tells the card.
+    fn answer(&self, done: Done, result: io::Result<()>) {
+        if catch_unwind(AssertUnwindSafe(|| done(result))).is_err() {
+            tracing::error!(disk = %self.name, "the card's answer to a request panicked");
         }
     }
 

@@ -44,6 +44,21 @@ pub enum BlockError {
     /// The host gives no temporary file.
     #[error("the host gave no temporary file for a disk's changes (TMPDIR, or else /var/tmp)")]
     Temporary(#[source] io::Error),
+    /// io_uring was asked for, for something that is no raw image.
+    #[error(
+        "the disk {file} cannot be served by io_uring: it is no raw image, or has an overlay",
+        file = .0.display()
+    )]
+    NotRaw(PathBuf),
+    /// io_uring was asked for, and the host has none.
+    #[error("the disk {file} cannot be served by io_uring", file = .file.display())]
+    Ring {
+        /// The file.
+        file: PathBuf,
+        /// Why not.
+        #[source]
+        source: belljar_uring::Unavailable,
+    },
     /// The host gives no thread.
     #[error("the host gave no thread for a disk")]
     Thread(#[source] io::Error),

@@ -3,8 +3,8 @@
 //! Floor 3 of the house; it knows guest memory and nothing of the cards (virtio, NVMe) that a guest
 //! sees. A [`Storage`] is the content of a disk: a [`RawFile`], a [`Qcow2Image`], or a
 //! [`TemporaryOverlay`] over another. A [`Disk`] is what a card holds:
-//! it takes [`Request`]s without ever blocking its caller, has a few threads serve them, keeps the
-//! limits, and logs every error. [`DiskConfig`] is what a user says of a disk, and [`open`] makes
+//! it takes [`Request`]s, never makes its caller wait for the host's disk, has io_uring or a few threads
+//! serve them, keeps the limits, and logs every error. [`DiskConfig`] is what a user says of a disk, and [`open`] makes
 //! the disk of it.
 //!
 //! Durability: what a completed flush covers is on the host's disk. A flush covers every write that
@@ -26,7 +26,7 @@ mod raw;
 mod storage;
 mod tables;
 
-pub use config::{BadDisk, DiskConfig, Format, Interface, Overlay};
+pub use config::{Aio, BadDisk, DiskConfig, Format, Interface, Overlay};
 pub use disk::{Disk, Done, Request};
 pub use error::BlockError;
 pub use limit::Limits;

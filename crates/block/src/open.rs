@@ -22,7 +22,8 @@ pub fn open(config: &DiskConfig) -> Result<Disk, BlockError> {
         bps: config.bps,
         iops: config.iops,
     };
-    Disk::new(config.file.display().to_string(), storage, limits).map_err(BlockError::Thread)
+    let name = config.file.display().to_string();
+    Disk::with_aio(name, storage, limits, config.aio)
 }
 
 fn open_storage(config: &DiskConfig) -> Result<Box<dyn Storage>, BlockError> {

@@ -152,6 +152,10 @@ impl Storage for TemporaryOverlay {
         false
     }
 
+    fn file(&self) -> Option<&File> {
+        None
+    }
+
     fn read(&self, offset: u64, segments: &Segments) -> io::Result<()> {
         check_range(offset, segments.len(), self.size())?;
         let present = self.present.read().unwrap_or_else(PoisonError::into_inner);

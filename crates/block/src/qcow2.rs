@@ -147,6 +147,10 @@ impl<F: imago::Storage + 'static> Storage for Qcow2Image<F> {
         self.read_only
     }
 
+    fn file(&self) -> Option<&std::fs::File> {
+        None
+    }
+
     fn read(&self, offset: u64, segments: &Segments) -> io::Result<()> {
         check_range(offset, segments.len(), self.size)?;
         let mut buffer = vec![0; segments.len().min(CHUNK) as usize];

@@ -68,6 +68,10 @@ impl Storage for RawFile {
         self.read_only
     }
 
+    fn file(&self) -> Option<&File> {
+        Some(&self.file)
+    }
+
     fn read(&self, offset: u64, segments: &Segments) -> io::Result<()> {
         check_range(offset, segments.len(), self.size)?;
         let done = segments.read_from(&self.file, offset)?;

@@ -2,6 +2,7 @@
 
 use belljar_memory::Segments;
 use std::fmt::Debug;
+use std::fs::File;
 use std::io;
 
 /// Bytes of a sector: sizes of disks are multiples of it.
@@ -19,6 +20,10 @@ pub trait Storage: Send + Sync + Debug {
 
     /// Whether nothing can be changed.
     fn is_read_only(&self) -> bool;
+
+    /// The file whose bytes are those of the disk, if reads and writes within [`size`](Self::size) may
+    /// go straight to it, past [`read`](Self::read) and [`write`](Self::write).
+    fn file(&self) -> Option<&File>;
 
     /// Fills `segments` with what lies at `offset`.
     ///

@@ -35,8 +35,8 @@ pub struct Request {
     pub offset: u64,
 }
 
-/// What is called when a request is done, on a thread of the backend. It may take locks, and
-/// submit more, but does not wait.
+/// What is called when a request is done, on a thread of the backend or within a call that submits
+/// requests. It may take locks, and submit more, but does not wait.
 pub type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
 
 /// A disk's backend.
@@ -51,6 +51,14 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
     /// happens. Requests may be done in any order; a flush covers the writes that were done before
     /// it was submitted.
     fn submit(&self, request: Request, done: Done);
+
+    /// Begins several requests, as [`submit`](Self::submit) does each. A backend that can tell the host
+    /// of all at once does so here.
+    fn submit_all(&self, requests: Vec<(Request, Done)>) {
+        for (request, done) in requests {
+            self.submit(request, done);
+        }
+    }
 }
 
 /// Whether `len` bytes at `offset` are whole sectors of a disk of `size` bytes.
@@ -77,6 +85,8 @@ pub(crate) mod testing {
         /// Requests at this offset fail.
         pub broken: Option<u64>,
         pub delay: Duration,
+        /// Requests are served by who submits them.
+        pub at_once: bool,
     }
 
     impl MemoryDisk {
@@ -88,6 +98,7 @@ pub(crate) mod testing {
                 read_only: false,
                 broken: None,
                 delay: Duration::ZERO,
+                at_once: false,
             }
         }
     }
@@ -105,7 +116,7 @@ pub(crate) mod testing {
             let (bytes, flushes) = (Arc::clone(&self.bytes), Arc::clone(&self.flushes));
             let (memory, delay) = (Arc::clone(&self.memory), self.delay);
             let broken = self.broken == Some(request.offset);
-            std::thread::spawn(move || {
+            let serve = move || {
                 std::thread::sleep(delay);
                 if broken {
                     return done(Err(io::Error::other("broken sector")));
@@ -128,7 +139,12 @@ pub(crate) mod testing {
                 }
                 drop(bytes);
                 done(Ok(()));
-            });
+            };
+            if self.at_once {
+                serve();
+            } else {
+                std::thread::spawn(serve);
+            }
         }
     }
 }

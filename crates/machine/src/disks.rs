@@ -70,6 +70,19 @@ impl Disk for Backend {
             Err(error) => done(Err(io::Error::other(error))),
         }
     }
+
+    fn submit_all(&self, requests: Vec<(disk::Request, Done)>) {
+        let request = |(request, done): (disk::Request, Done)| match self.request(request) {
+            Ok(request) => Some((request, done)),
+            Err(error) => {
+                done(Err(io::Error::other(error)));
+                None
+            }
+        };
+        // Nothing of this in the disk's lock.
+        let requests: Vec<_> = requests.into_iter().filter_map(request).collect();
+        self.disk.submit_all(requests);
+    }
 }
 
 impl Slots {

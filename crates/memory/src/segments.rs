@@ -208,8 +208,20 @@ impl Segments {
         }
     }
 
-    /// Drops code cached from the list.
-    fn changed(&self) {
+    /// Where the ranges lie in this process, in their order, for transfers that the host does by itself.
+    /// The addresses hold as long as this list or its memory. The guest changes what lies there at any
+    /// time. Whoever has something written there calls [`changed`](Self::changed) afterwards.
+    pub fn host_ranges(&self) -> impl Iterator<Item = (*mut u8, usize)> + '_ {
+        let (base, _) = self.memory.mapping();
+        // Within the mapping: `new` checked the ranges.
+        let address = move |offset: u64| base.as_ptr().wrapping_add(offset as usize);
+        self.parts
+            .iter()
+            .map(move |&(offset, len)| (address(offset), len as usize))
+    }
+
+    /// Says that the list was written to from outside: drops code cached from there.
+    pub fn changed(&self) {
         for &(offset, len) in &self.parts {
             for page in offset >> PAGE_SHIFT..=(offset + len - 1) >> PAGE_SHIFT {
                 self.memory.code().changed(page as usize);

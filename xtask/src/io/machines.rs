@@ -34,13 +34,15 @@ pub struct Machine {
     virtio: PathBuf,
     nvme: PathBuf,
     cpus: u32,
+    aio: String,
     /// The port of the host's loopback that leads to iperf3 in the guest.
     pub port: u16,
 }
 
 impl Machine {
-    /// Makes the files in `directory`: a copy of the image's disk, and disks full of data.
-    pub fn new(image: &Image, directory: &Path, cpus: u32) -> Result<Self> {
+    /// Makes the files in `directory`: a copy of the image's disk, and disks full of data, which
+    /// Belljar serves by `aio`.
+    pub fn new(image: &Image, directory: &Path, cpus: u32, aio: &str) -> Result<Self> {
         let root = directory.join("root.raw");
         copy_disk(image, &root)?;
         let (virtio, nvme) = (directory.join("virtio.raw"), directory.join("nvme.raw"));
@@ -53,6 +55,7 @@ impl Machine {
             virtio,
             nvme,
             cpus,
+            aio: aio.to_owned(),
             port: free_port()?,
         })
     }
@@ -74,14 +77,16 @@ impl Machine {
             .args(["--disk", &format!("{},format=raw", file(&self.root))])
             .arg("--disk")
             .arg(format!(
-                "{},format=raw,serial={SERIAL}{}",
+                "{},format=raw,aio={},serial={SERIAL}{}",
                 file(&self.virtio),
+                self.aio,
                 option("bps", limits.bps)
             ))
             .arg("--disk")
             .arg(format!(
-                "{},format=raw,interface=nvme,serial={SERIAL}{}",
+                "{},format=raw,aio={},interface=nvme,serial={SERIAL}{}",
                 file(&self.nvme),
+                self.aio,
                 option("iops", limits.iops)
             ))
             .arg("--net")

@@ -50,6 +50,12 @@ pub struct Options {
     /// Checks the limits of disks and networks only
     #[arg(long)]
     only_limits: bool,
+    /// Measures disks under Belljar only: neither QEMU, nor the network, nor limits
+    #[arg(long, conflicts_with = "only_limits")]
+    only_disks: bool,
+    /// What serves Belljar's disks, as `--disk FILE,aio=` takes it
+    #[arg(long, default_value = "auto")]
+    aio: String,
     /// The Belljar to run; the release build of this tree, made anew, if it is not given
     #[arg(long)]
     belljar: Option<PathBuf>,
@@ -72,12 +78,15 @@ fn run_all(options: &Options, program: &Path, image: &Image, directory: &Path) -
         let belljar = in_machine(options, image, directory, "Belljar", |machine| {
             machine.belljar(program, &options.engine, unlimited)
         })?;
-        let tcg = if options.no_qemu {
+        let tcg = if options.no_qemu || options.only_disks {
             Vec::new()
         } else {
             in_machine(options, image, directory, "TCG", Machine::qemu)?
         };
         print_table(&belljar, &tcg);
+    }
+    if options.only_disks {
+        return Ok(());
     }
     check_limits(options, program, image, directory)
 }
@@ -90,12 +99,14 @@ fn in_machine(
     place: &str,
     command: impl Fn(&Machine) -> Command,
 ) -> Result<Vec<Figure>> {
-    let machine = Machine::new(image, directory, options.cpus)?;
+    let machine = Machine::new(image, directory, options.cpus, &options.aio)?;
     let (mut session, login) =
         start(options, &machine, &mut command(&machine)).context(place.to_owned())?;
     let mut figures = vec![login];
     figures.extend(session.disks().context(place.to_owned())?);
-    figures.extend(session.network().context(place.to_owned())?);
+    if !options.only_disks {
+        figures.extend(session.network().context(place.to_owned())?);
+    }
     Ok(figures)
 }
 
@@ -147,7 +158,7 @@ fn print_table(belljar: &[Figure], tcg: &[Figure]) {
 
 /// Measures a machine whose disks and card have limits; each must hold within [`TOLERANCE`].
 fn check_limits(options: &Options, program: &Path, image: &Image, directory: &Path) -> Result<()> {
-    let machine = Machine::new(image, directory, options.cpus)?;
+    let machine = Machine::new(image, directory, options.cpus, &options.aio)?;
     let mut command = machine.belljar(program, &options.engine, LIMITS);
     let (mut session, _) = start(options, &machine, &mut command)?;
     let mut wrong = Vec::new();

@@ -4,7 +4,7 @@ use super::command::{Command, Status};
 use super::queues::{Completion, CompletionQueue, SubmissionQueue};
 use super::registers::{Registers, Wanted};
 use super::{RING_QUEUES, admin};
-use crate::disk::{Disk, Operation, Request};
+use crate::disk::{Disk, Done, Operation, Request};
 use crate::in_flight::InFlight;
 use crate::pci::{Configuration, LineInput, Msi, Msix};
 use crate::timers::lock;
@@ -89,11 +89,18 @@ pub(super) struct Ticket {
 /// Work of disks, done one after the other: the namespace's index and what is to be done.
 pub(super) type Steps = VecDeque<(usize, Request)>;
 
+/// The most commands whose work is submitted together.
+const BATCH: usize = 64;
+
+/// First steps of commands, to be submitted together: each with its namespace's index.
+type Begun = Vec<(usize, (Request, Done))>;
+
 impl Inner {
     /// The worker's thread.
     pub(super) fn run(self: &Arc<Self>) {
+        let mut more = false;
         loop {
-            let rung = self.doorbell.wait();
+            let rung = self.doorbell.take_between(more);
             let mut controller = lock(&self.controller);
             if rung & Doorbell::STOP != 0 {
                 self.drain();
@@ -102,7 +109,30 @@ impl Inner {
             while let Some(wanted) = { lock(&self.registers).wanted() } {
                 self.carry_out(&mut controller, wanted);
             }
-            while self.take_commands(&mut controller) {}
+            more = self.serve_some(&mut controller);
+        }
+    }
+
+    /// Takes some commands and begins them; `false` if there was none to take.
+    fn serve_some(self: &Arc<Self>, controller: &mut Controller) -> bool {
+        let (mut any, mut begun) = (false, Begun::new());
+        while begun.len() < BATCH && self.take_commands(controller, &mut begun) {
+            any = true;
+        }
+        self.submit(&mut begun);
+        any
+    }
+
+    /// Hands all of `begun` to the disks.
+    fn submit(&self, begun: &mut Begun) {
+        while let Some(&(index, _)) = begun.first() {
+            let (of_this, others): (Vec<_>, Vec<_>) = std::mem::take(begun)
+                .into_iter()
+                .partition(|job| job.0 == index);
+            *begun = others;
+            if let Some(disk) = self.disks.get(index) {
+                disk.submit_all(of_this.into_iter().map(|(_, job)| job).collect());
+            }
         }
     }
 
@@ -204,15 +234,20 @@ impl Inner {
     }
 
     /// Takes a command from each submission queue; `false` if there was none to take.
-    fn take_commands(self: &Arc<Self>, controller: &mut Controller) -> bool {
+    fn take_commands(self: &Arc<Self>, controller: &mut Controller, begun: &mut Begun) -> bool {
         let mut any = false;
         for number in 0..controller.submissions.len() {
-            any |= self.take_command(controller, number);
+            any |= self.take_command(controller, number, begun);
         }
         any
     }
 
-    fn take_command(self: &Arc<Self>, controller: &mut Controller, number: usize) -> bool {
+    fn take_command(
+        self: &Arc<Self>,
+        controller: &mut Controller,
+        number: usize,
+        begun: &mut Begun,
+    ) -> bool {
         let Some(queue) = &mut controller.submissions[number] else {
             return false;
         };
@@ -231,12 +266,20 @@ impl Inner {
             completions,
             id: command.id(),
         };
-        self.begin(controller, ticket, &command);
+        self.begin(controller, ticket, &command, begun);
         true
     }
 
-    fn begin(self: &Arc<Self>, controller: &mut Controller, ticket: Ticket, command: &Command) {
+    fn begin(
+        self: &Arc<Self>,
+        controller: &mut Controller,
+        ticket: Ticket,
+        command: &Command,
+        begun: &mut Begun,
+    ) {
         if ticket.submission == 0 {
+            // It may wait for commands that were taken before.
+            self.submit(begun);
             match admin::execute(self, controller, command) {
                 Ok(admin::Outcome::Done(result)) => self.complete(ticket, result, Status::OK),
                 Ok(admin::Outcome::Held) => self.release(ticket.completions),
@@ -247,17 +290,17 @@ impl Inner {
         match self.steps(command, controller.write_cache) {
             Ok(steps) => {
                 self.in_flight.begin();
-                Arc::clone(self).next_step(steps, ticket);
+                begun.extend(Arc::clone(self).step(steps, ticket));
             }
             Err(status) => self.complete(ticket, 0, status),
         }
     }
 
-    /// Submits the first of `steps`, and the others when it is done.
-    fn next_step(self: Arc<Self>, mut steps: Steps, ticket: Ticket) {
+    /// The first of `steps`, after which the others follow; `None` if the command is done.
+    fn step(self: Arc<Self>, mut steps: Steps, ticket: Ticket) -> Option<(usize, (Request, Done))> {
         let Some((index, request)) = steps.pop_front() else {
             self.end(ticket, Status::OK);
-            return;
+            return None;
         };
         let failure = match request.operation {
             Operation::Read(_) => Status::READ_ERROR,
@@ -266,15 +309,24 @@ impl Inner {
             Operation::Discard(_) => Status::OK,
             Operation::Write(_) | Operation::WriteZeroes { .. } => Status::WRITE_FAULT,
         };
-        let Some(disk) = self.disks.get(index).map(Arc::clone) else {
+        if index >= self.disks.len() {
             self.end(ticket, Status::INVALID_NAMESPACE);
-            return;
-        };
+            return None;
+        }
         let done = move |result: io::Result<()>| match result {
             Err(_) if failure != Status::OK => self.end(ticket, failure),
             _ => self.next_step(steps, ticket),
         };
-        disk.submit(request, Box::new(done));
+        Some((index, (request, Box::new(done))))
+    }
+
+    /// Submits the next of `steps`.
+    fn next_step(self: Arc<Self>, steps: Steps, ticket: Ticket) {
+        if let Some((index, (request, done))) = Arc::clone(&self).step(steps, ticket)
+            && let Some(disk) = self.disks.get(index)
+        {
+            disk.submit(request, done);
+        }
     }
 
     /// A command of a namespace is done.

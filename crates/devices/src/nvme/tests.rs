@@ -505,8 +505,9 @@ proptest! {
             prop_oneof![0_u32..16, Just(DATA as u32), Just(IO_CQ as u32), any::<u32>()], 16), 12),
         writes in proptest::collection::vec((prop_oneof![0_u64..0x40, 0x1000_u64..0x1020],
             prop_oneof![0_u32..16, any::<u32>()]), 0..30),
+        at_once: bool,
     ) {
-        let mut driver = Driver::new(|_| ());
+        let mut driver = Driver::new(|disk| disk.at_once = at_once);
         driver.start();
         for (number, words) in commands.iter().enumerate() {
             let words: Vec<_> = words.iter().copied().enumerate().collect();

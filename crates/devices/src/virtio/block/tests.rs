@@ -114,11 +114,51 @@ fn a_flush_reaches_the_disk() {
 
 #[test]
 fn writes_of_a_driver_that_knows_no_flush_are_flushed() {
-    let mut bench = bench(|_| (), FEATURE_VERSION_1);
-    assert_eq!(bench.request(0, 1, 0, &[(DATA, 512, 0)]), (1, OK));
-    assert_eq!(*lock(&bench.disk.flushes), 1);
-    assert_eq!(bench.request(0, 0, 0, &[(DATA, 512, WRITE)]), (513, OK));
-    assert_eq!(*lock(&bench.disk.flushes), 1);
+    for at_once in [false, true] {
+        let mut bench = bench(|disk| disk.at_once = at_once, FEATURE_VERSION_1);
+        assert_eq!(bench.request(0, 1, 0, &[(DATA, 512, 0)]), (1, OK));
+        assert_eq!(*lock(&bench.disk.flushes), 1);
+        assert_eq!(bench.request(0, 0, 0, &[(DATA, 512, WRITE)]), (513, OK));
+        assert_eq!(*lock(&bench.disk.flushes), 1);
+    }
+}
+
+#[test]
+fn a_queue_that_is_never_empty_leaves_the_others_their_turn() {
+    let mut bench = bench(|disk| disk.at_once = true, ALL);
+    let memory = bench.driver.memory.clone();
+    // A header of zeros reads the first sector.
+    let ring = Driver::<Block>::ring(0);
+    bench
+        .driver
+        .descriptor(ring, 0, (HEADER + 0x400, 16, NEXT), 1);
+    bench
+        .driver
+        .descriptor(ring, 1, (DATA, 512, WRITE | NEXT), 2);
+    bench.driver.descriptor(ring, 2, (STATUS + 1, 1, WRITE), 0);
+    let ended = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let other = std::thread::spawn({
+        let (memory, ended) = (memory.clone(), Arc::clone(&ended));
+        move || {
+            // A driver that makes a new request for each that comes back, so that there are always 8.
+            while !ended.load(std::sync::atomic::Ordering::SeqCst) {
+                let made = Driver::<Block>::used_in(&memory, 0).wrapping_add(8);
+                memory
+                    .write(GuestPhysAddr(ring + 0x1002), &made.to_le_bytes())
+                    .unwrap();
+            }
+        }
+    });
+    bench.driver.notify(0);
+    for _ in 0..20 {
+        assert_eq!(
+            bench.request(1, 0, 0, &[(DATA + 0x1000, 512, WRITE)]),
+            (513, OK)
+        );
+    }
+    ended.store(true, std::sync::atomic::Ordering::SeqCst);
+    other.join().unwrap();
+    bench.driver.reset();
 }
 
 #[test]
@@ -232,8 +272,9 @@ proptest! {
         descriptors in proptest::collection::vec(
             (0x1f_f000_u64..0x20_3000, 0_u32..2048, 0_u16..8, 0_u16..18), 16),
         available in proptest::collection::vec((0_u16..18).prop_map(u16::to_le_bytes), 20),
+        at_once: bool,
     ) {
-        let mut bench = bench(|_| (), ALL);
+        let mut bench = bench(|disk| disk.at_once = at_once, ALL);
         let ring = Driver::<Block>::ring(0);
         let memory = bench.driver.memory.clone();
         memory.write(GuestPhysAddr(HEADER), &header).unwrap();

@@ -3,12 +3,15 @@
 use super::SERIAL;
 use super::request::{Status, Wanted, parse, status_byte};
 use crate::buffers::Buffers;
-use crate::disk::{Disk, Operation, Request};
+use crate::disk::{Disk, Done, Operation, Request};
 use crate::in_flight::InFlight;
 use crate::timers::lock;
 use crate::virtio::{Doorbell, Queue, Running, WorkerThread};
 use std::io;
 use std::sync::{Arc, Mutex};
+
+/// The most requests that are submitted together.
+const BATCH: usize = 64;
 
 /// What the worker's thread and the backend's share.
 #[derive(Debug)]
@@ -52,70 +55,86 @@ impl Service {
         lock(self.queues.get(index)?).as_mut().map(act)
     }
 
-    /// Serves all requests of a queue, and those that come meanwhile.
-    fn serve(self: &Arc<Self>, index: usize) {
-        loop {
-            self.with_queue(index, Queue::disable_notifications);
-            while self.serve_one(index) {}
-            let more = self.with_queue(index, |queue| {
-                queue.signal();
-                queue.enable_notifications()
-            });
-            if more != Some(true) {
-                return;
-            }
+    /// Serves some requests of a queue; `false` if there are no more. A backend may do its work in this
+    /// very thread, and the driver make new requests meanwhile: so queues are served in turn.
+    fn serve(self: &Arc<Self>, index: usize) -> bool {
+        self.with_queue(index, Queue::disable_notifications);
+        if self.serve_some(index) {
+            return true;
         }
-    }
-
-    /// Begins the next request of a queue; `false` if there is none.
-    fn serve_one(self: &Arc<Self>, index: usize) -> bool {
-        let begun = self.with_queue(index, |queue| {
-            let chain = queue.pop()?;
-            let memory = Arc::clone(queue.memory());
-            let request = status_byte(&chain)
-                .and_then(|status| Ok((status, parse(&chain, &memory, &*self.disk)?)));
-            let (status, wanted) = match request {
-                Ok(request) => request,
-                Err(error) => {
-                    queue.fail(&error);
-                    return None;
-                }
-            };
-            let serving = Serving {
-                queue: index,
-                head: chain.head,
-                status,
-                writes: 0,
-            };
-            match wanted {
-                Wanted::Disk(request, writes) => {
-                    Some(Some((request, Serving { writes, ..serving })))
-                }
-                Wanted::Nothing(status) => {
-                    finish(queue, &serving, status);
-                    Some(None)
-                }
-                Wanted::Serial => {
-                    let written = chain.writable.write(&memory, 0, &self.serial);
-                    let writes = SERIAL as u32;
-                    let status = written.map_or(Status::IoError, |()| Status::Ok);
-                    finish(queue, &Serving { writes, ..serving }, status);
-                    Some(None)
-                }
-            }
+        let more = self.with_queue(index, |queue| {
+            queue.signal();
+            queue.enable_notifications()
         });
-        match begun.flatten() {
-            Some(Some((request, serving))) => {
-                self.submit(request, serving);
-                true
-            }
-            Some(None) => true,
-            None => false,
-        }
+        more == Some(true)
     }
 
-    /// Hands a request to the backend, outside of any lock.
-    fn submit(self: &Arc<Self>, request: Request, serving: Serving) {
+    /// Begins the next requests of a queue; `false` if there were no more.
+    fn serve_some(self: &Arc<Self>, index: usize) -> bool {
+        let begun = self.with_queue(index, |queue| {
+            let mut requests = Vec::new();
+            for _ in 0..BATCH {
+                if !self.take(index, queue, &mut requests) {
+                    break;
+                }
+            }
+            requests
+        });
+        let Some(begun) = begun.filter(|begun| !begun.is_empty()) else {
+            return false;
+        };
+        let requests = begun
+            .into_iter()
+            .map(|(request, serving)| self.job(request, serving));
+        // Outside of any lock.
+        self.disk.submit_all(requests.collect());
+        true
+    }
+
+    /// Takes the next request of a queue, and finishes it at once if it needs no disk; `false` if there
+    /// is none.
+    fn take(
+        &self,
+        index: usize,
+        queue: &mut Queue,
+        requests: &mut Vec<(Request, Serving)>,
+    ) -> bool {
+        let Some(chain) = queue.pop() else {
+            return false;
+        };
+        let memory = Arc::clone(queue.memory());
+        let request = status_byte(&chain)
+            .and_then(|status| Ok((status, parse(&chain, &memory, &*self.disk)?)));
+        let (status, wanted) = match request {
+            Ok(request) => request,
+            Err(error) => {
+                queue.fail(&error);
+                return false;
+            }
+        };
+        let serving = Serving {
+            queue: index,
+            head: chain.head,
+            status,
+            writes: 0,
+        };
+        match wanted {
+            Wanted::Disk(request, writes) => {
+                requests.push((request, Serving { writes, ..serving }));
+            }
+            Wanted::Nothing(status) => finish(queue, &serving, status),
+            Wanted::Serial => {
+                let written = chain.writable.write(&memory, 0, &self.serial);
+                let writes = SERIAL as u32;
+                let status = written.map_or(Status::IoError, |()| Status::Ok);
+                finish(queue, &Serving { writes, ..serving }, status);
+            }
+        }
+        true
+    }
+
+    /// A request as the backend takes it, from now on under way.
+    fn job(self: &Arc<Self>, request: Request, serving: Serving) -> (Request, Done) {
         self.in_flight.begin();
         let changes = !matches!(request.operation, Operation::Read(_) | Operation::Flush);
         let this = Arc::clone(self);
@@ -126,7 +145,7 @@ impl Service {
                 this.done(&serving, result);
             }
         };
-        self.disk.submit(request, Box::new(done));
+        (request, Box::new(done))
     }
 
     fn flush_then_finish(self: Arc<Self>, serving: Serving) {
@@ -185,14 +204,18 @@ pub(super) fn start(
 ) -> io::Result<Box<dyn Running>> {
     let bell = Arc::clone(doorbell);
     WorkerThread::spawn("virtio-blk", doorbell, move || {
+        // Bits of the queues that may have requests.
+        let mut waiting = 0;
+        let all = (1 << service.queues.len()) - 1;
         loop {
-            let rung = bell.wait();
+            let rung = bell.take_between(waiting != 0);
             if rung & Doorbell::STOP != 0 {
                 return service.end();
             }
+            waiting |= rung & all;
             for index in 0..service.queues.len() {
-                if rung & 1 << index != 0 {
-                    service.serve(index);
+                if waiting & 1 << index != 0 && !service.serve(index) {
+                    waiting &= !(1 << index);
                 }
             }
         }
