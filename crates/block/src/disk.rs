@@ -271,8 +271,8 @@ impl Disk {
     }
 
     /// Has several requests served, as [`submit`](Self::submit) does each; the host is told of all at
-    /// once where it can be. With io_uring, those that need no waiting are served by the caller, which
-    /// calls their `done`, and perhaps that of others.
+    /// once where it can be. With io_uring the caller may be the one that serves what needs no waiting, and
+    /// calls `done`, perhaps that of others.
     pub fn submit_all(&self, requests: impl IntoIterator<Item = (Request, Done)>) {
         let shared = &self.shared;
         let mut state = shared.lock();
@@ -295,12 +295,15 @@ impl Disk {
                 state.pool += 1;
             }
         }
-        let turns = state.waiting.begin_turn();
+        let wakes = state.waiting.is_for_thread();
+        let turns = !wakes && state.waiting.begin_turn();
         drop(state);
         for _ in 0..for_threads.min(MOST_THREADS) {
             shared.work.notify_one();
         }
-        if turns {
+        if wakes {
+            shared.turned.notify_all();
+        } else if turns {
             shared.turn();
         }
     }

@@ -6,10 +6,10 @@
 //! after the other. A user can have everything served by the ring.
 //!
 //! Requests wait in [`Waiting`] until somebody *turns* the ring: moves them into it, hands them to the
-//! kernel together, and answers those that are complete. One thread does so at a time. It is the one
-//! that submits requests, so what the kernel can do at once (the host has the data in memory) is done
-//! and answered without a change of threads; what others submit meanwhile, it takes along. A thread
-//! of the disk waits for what takes longer.
+//! kernel together, and answers those that are complete. One thread does so at a time, and takes along
+//! what others submit meanwhile. It is the ring's own thread if that sleeps, and else, when that waits
+//! for the kernel, the one that submits. The way through the thread lets requests come together; without
+//! it a guest has an interrupt for each.
 //!
 //! Whatever is not moved as a whole, in one piece, is served again by the disk's other threads, as if
 //! there were no ring: the end of a file within a sector, errors, and all that the kernel may think of.
@@ -75,6 +75,11 @@ impl Waiting {
         let begins = !self.turning && !self.requests.is_empty();
         self.turning |= begins;
         begins
+    }
+
+    /// Whether the thread of the ring is to be woken to turn it.
+    pub(super) fn is_for_thread(&self) -> bool {
+        self.thread_sleeps && !self.turning && !self.requests.is_empty()
     }
 
     /// Takes what goes to the kernel together, of at most `room` requests.
@@ -272,6 +277,7 @@ impl Shared {
         };
         let mut state = self.lock();
         loop {
+            state = self.turn_if_needed(state);
             if state.waiting.turning || state.waiting.under_way == 0 {
                 if state.ended && state.limited.is_empty() && state.waiting.is_empty() {
                     return;
