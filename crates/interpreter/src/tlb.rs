@@ -37,12 +37,12 @@ const fn is_invalid(tag: u64) -> bool {
 /// Which rights translations were made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Set {
+    /// User.
+    User,
     /// Supervisor with AC clear, and implicit supervisor accesses.
     Supervisor,
     /// Supervisor with AC set: SMAP does not apply.
     SupervisorAc,
-    /// User.
-    User,
     /// Never filled: every access takes the slow path.
     Never,
 }
@@ -141,10 +141,10 @@ impl NearPair {
 #[derive(Debug)]
 #[repr(C)]
 pub struct Entries {
+    /// The near copies by number, of each set: the first ones lie together at the beginning.
+    pub near: [[NearPair; SETS]; NEAR],
     /// The entries of all sets: those of set `s` begin at index `s * SIZE`.
     pub all: [Entry; SIZE * SETS],
-    /// The near copies of each set.
-    pub near: [[NearPair; NEAR]; SETS],
 }
 
 impl Entries {
@@ -157,7 +157,7 @@ impl Entries {
             for index in 0..SIZE * SETS {
                 (&raw mut (*start).all[index]).write(Entry::empty(index));
             }
-            (&raw mut (*start).near).write([[NearPair::EMPTY; NEAR]; SETS]);
+            (&raw mut (*start).near).write([[NearPair::EMPTY; SETS]; NEAR]);
             entries.assume_init()
         }
     }
@@ -360,12 +360,13 @@ impl Tlb {
 
     /// Empties all near copies.
     fn empty_near(&mut self) {
-        self.entries.near = [[NearPair::EMPTY; NEAR]; SETS];
+        self.entries.near = [[NearPair::EMPTY; SETS]; NEAR];
     }
 
     /// Empties the near copies of an entry of `set`.
     fn drop_near(&mut self, set: Set, entry: &Entry) {
-        for pair in &mut self.entries.near[set as usize] {
+        for sets in &mut self.entries.near {
+            let pair = &mut sets[set as usize];
             if pair.read.tag == entry.read {
                 pair.read = Near::EMPTY;
             }
@@ -565,7 +566,7 @@ mod tests {
         let Entry {
             read, write, host, ..
         } = *tlb.entry_in(Set::Supervisor, linear);
-        tlb.entries.near[Set::Supervisor as usize][3] = NearPair {
+        tlb.entries.near[3][Set::Supervisor as usize] = NearPair {
             read: Near { tag: read, host },
             write: Near { tag: write, host },
         };
@@ -573,7 +574,7 @@ mod tests {
 
     /// Whether the near copies allow reads and writes.
     fn is_near(tlb: &Tlb) -> (bool, bool) {
-        let NearPair { read, write } = tlb.entries.near[Set::Supervisor as usize][3];
+        let NearPair { read, write } = tlb.entries.near[3][Set::Supervisor as usize];
         (
             read.host != Near::EMPTY.host,
             write.host != Near::EMPTY.host,

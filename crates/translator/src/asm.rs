@@ -63,7 +63,7 @@ pub enum Alu {
 /// A memory operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mem {
-    /// Whether it lies in the vCPU's environment (GS).
+    /// Whether it lies in the vCPU's environment. It has no base and an index then, or the other way round.
     pub env: bool,
     /// Base register.
     pub base: Option<Reg>,
@@ -126,6 +126,8 @@ pub struct Asm {
     fixups: Vec<(usize, Label)>,
     /// Room for the next block.
     spare: Vec<u8>,
+    /// Whether the host's stack pointer holds the environment's address.
+    in_block: bool,
 }
 
 /// Finished code.
@@ -138,6 +140,14 @@ pub struct Parts<'a> {
 }
 
 impl Asm {
+    /// An assembler of blocks, for which the host's stack pointer holds the environment's address.
+    pub fn of_blocks() -> Self {
+        Self {
+            in_block: true,
+            ..Self::default()
+        }
+    }
+
     /// Begins anew, at offset `start` of code memory; what is rare goes to offset `rare`.
     pub fn restart(&mut self, start: u32, rare: u32) {
         if let Some((first, ..)) = self.first.take() {
@@ -239,6 +249,7 @@ impl Asm {
         mem: Mem,
         rex: bool,
     ) {
+        let mem = self.placed(mem);
         if mem.env {
             self.byte(0x65);
         }
@@ -247,6 +258,20 @@ impl Asm {
         self.rex(wide, reg, index, mem.base.unwrap_or(0), rex);
         self.bytes(opcode);
         self.mem_operand(reg, mem);
+    }
+
+    /// In a block, what lies in the environment by way of the stack pointer: it needs no prefix, and often
+    /// but one byte of displacement.
+    pub fn placed(&self, mem: Mem) -> Mem {
+        if !(mem.env && self.in_block) {
+            return mem;
+        }
+        Mem {
+            env: false,
+            base: Some(RSP),
+            index: mem.index.or(mem.base.map(|base| (base, 0))),
+            disp: mem.disp,
+        }
     }
 
     /// ModRM, SIB and displacement of a memory operand.

@@ -195,7 +195,7 @@ impl Cache {
             straddles: Map::default(),
             recent: Recent::new(),
             jumps: Jumps::new(),
-            asm: Asm::default(),
+            asm: Asm::of_blocks(),
             info: InstructionInfoFactory::new(),
             bmi2: is_x86_feature_detected!("bmi2"),
             guests: Vec::new(),

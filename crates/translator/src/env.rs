@@ -1,11 +1,18 @@
-//! What generated code reaches through GS: the environment of one vCPU.
+//! The environment of one vCPU: what generated code reaches besides the guest's memory.
+//!
+//! GS holds its address, and so does the host's stack pointer while a block runs: what is used most lies
+//! in the first 128 bytes, which a displacement of one byte reaches. The stack lies below it.
 
 use crate::asm::{Mem, env};
 use belljar_interpreter::InterpreterVcpu;
-use belljar_interpreter::tlb::{Entries, Entry, NEAR, NearPair};
+use crate::registers::{Place, UNPINNED, place};
+use belljar_interpreter::tlb::{Entries, Entry, NearPair, SETS, Set};
 use belljar_x86::CpuState;
 use belljar_x86::state::VectorState;
 use std::mem::offset_of;
+use std::ops::{Deref, DerefMut};
+use std::ptr::{self, NonNull};
+use std::io;
 
 /// Entries of each jump cache.
 pub const JUMPS: usize = 1 << 16;
@@ -42,14 +49,32 @@ pub const SYSCALL: u32 = 1;
 /// [`Env::switched`]: SYSRET.
 pub const SYSRET: u32 = 2;
 
-/// The environment of one vCPU. GS holds its address while the vCPU runs.
+/// The environment.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Env {
-    /// General-purpose registers: three of them always, all of them outside generated code.
-    pub gpr: [u64; 16],
     /// The status flags as `lahf; seto al` leaves them in AX, while they are not in the host's.
-    pub flags: u64,
+    pub flags: u32,
+    /// Reasons of the attention word that are heeded now.
+    pub heeded: u32,
+    /// The vCPU's attention word.
+    pub attention: *const u32,
+    /// Guest-virtual address of the page whose relative code runs.
+    pub page: u64,
+    /// The site whose access missed the TLB.
+    pub site: u32,
+    /// Why generated code was left; see [`Exit`](crate::exit::Exit).
+    pub exit: u32,
+    /// Whether the vector registers of the host are the guest's.
+    pub vector_live: u32,
+    /// Whether the x87 state of the host is the guest's.
+    pub x87_live: u32,
+    /// The general-purpose registers that no register of the host holds.
+    pub unpinned: [u64; 3],
+    /// The TLB's first level. It begins with the near copies of the stack.
+    pub tlb: Entries,
+    /// All general-purpose registers outside generated code, in it none.
+    pub gpr: [u64; 16],
     /// IF, at its place in RFLAGS.
     pub interrupts: u32,
     /// The other flags of RFLAGS, without RF and VM.
@@ -83,20 +108,6 @@ pub struct Env {
     pub cpu: *const CpuState,
     /// Bases of FS and GS.
     pub bases: [u64; 2],
-    /// The vCPU's attention word.
-    pub attention: *const u32,
-    /// Reasons of the attention word that are heeded now.
-    pub heeded: u32,
-    /// Guest-virtual address of the page whose relative code runs.
-    pub page: u64,
-    /// Why generated code was left; see [`Exit`](crate::exit::Exit).
-    pub exit: u32,
-    /// The site whose access missed the TLB.
-    pub site: u32,
-    /// Whether the vector registers of the host are the guest's.
-    pub vector_live: u32,
-    /// Whether the x87 state of the host is the guest's.
-    pub x87_live: u32,
     /// The opcode of the last x87 instruction, 11 bits.
     pub x87_opcode: u32,
     /// Its address.
@@ -121,6 +132,8 @@ pub struct Env {
     pub vector: *mut VectorState,
     /// The environment itself.
     pub own: *mut Self,
+    /// The stack pointer of who entered generated code.
+    pub host_stack: u64,
     /// The processor.
     pub processor: *mut InterpreterVcpu,
     /// Where FXSAVE and FXRSTOR store and find their image.
@@ -129,8 +142,72 @@ pub struct Env {
     pub cells: [u64; CELLS],
     /// Jump caches.
     pub jumps: [[Jump; JUMPS]; JUMP_CACHES],
-    /// The TLB's first level.
-    pub tlb: Entries,
+}
+
+// The near copies of the stack, of programs and of kernels without AC, are reached by one byte.
+const _: () = assert!(Env::near(Set::Supervisor as usize, 1, false) >= 128 && Env::near(Set::Supervisor as usize, 0, true) < 128);
+
+/// An environment in memory of its own, with the stack of generated code below it.
+#[derive(Debug)]
+pub struct Room(NonNull<Env>);
+
+/// The stack: what is called back needs a fraction of it.
+const STACK: usize = 256 << 10;
+/// No access to what lies below the stack.
+const GUARD: usize = 64 << 10;
+
+impl Room {
+    /// A new environment, zeroed but for the jump caches, which are empty.
+    ///
+    /// # Errors
+    /// If the host gives no memory.
+    pub fn new() -> io::Result<Self> {
+        let rights = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a fresh mapping at an address that the host chooses.
+        let start = unsafe { libc::mmap(ptr::null_mut(), Self::SIZE, rights, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let at = start.wrapping_byte_add(GUARD + STACK).cast();
+        let mut room = Self(NonNull::new(at).ok_or(io::ErrorKind::OutOfMemory)?);
+        // SAFETY: it is a part of the mapping that nothing has used yet.
+        if unsafe { libc::mprotect(start, GUARD, libc::PROT_NONE) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        room.set_up();
+        Ok(room)
+    }
+
+    const SIZE: usize = GUARD + STACK + size_of::<Env>();
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        // SAFETY: `new` mapped as much, and nothing refers to it any more.
+        unsafe {
+            let start = self.0.as_ptr().byte_sub(GUARD + STACK);
+            libc::munmap(start.cast(), Self::SIZE);
+        }
+    }
+}
+
+impl Deref for Room {
+    type Target = Env;
+
+    fn deref(&self) -> &Env {
+        // SAFETY: the mapping is aligned and large enough, and lives as long as this object, which owns
+        // it. Every field is an integer, a raw pointer, or arrays and structures of such, for all of which
+        // zero is a value.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl DerefMut for Room {
+    fn deref_mut(&mut self) -> &mut Env {
+        // SAFETY: as in `deref`.
+        unsafe { self.0.as_mut() }
+    }
 }
 
 macro_rules! field {
@@ -142,16 +219,12 @@ macro_rules! field {
 }
 
 impl Env {
-    /// A zeroed environment.
-    pub fn new() -> Box<Self> {
-        // SAFETY: every field is an integer, an array of integers or a raw pointer, for all of which
-        // zero is a value.
-        let mut env = unsafe { Box::<Self>::new_zeroed().assume_init() };
+    /// Empties what zero does not empty.
+    fn set_up(&mut self) {
         for cache in 0..JUMP_CACHES {
             // Of the others zero is empty.
-            env.empty_jump(cache, 0);
+            self.empty_jump(cache, 0);
         }
-        env
     }
 
     /// Empties a slot of a jump cache: it gets an address that belongs to another slot.
@@ -169,9 +242,27 @@ impl Env {
         if slot == 0 { 2 } else { 0 }
     }
 
-    /// The place of a general-purpose register.
+    /// The place of a general-purpose register: of one that is pinned, that which it has outside generated
+    /// code.
     pub const fn gpr(number: u8) -> Mem {
-        env(offset_of!(Env, gpr) + 8 * number as usize)
+        match place(number) {
+            Place::Host(_) => env(offset_of!(Env, gpr) + 8 * number as usize),
+            Place::Memory => {
+                env(offset_of!(Env, unpinned) + 8 * (number as usize - UNPINNED.start))
+            }
+        }
+    }
+
+    /// Takes the guest's general-purpose registers.
+    pub fn set_gpr(&mut self, gpr: &[u64; 16]) {
+        self.gpr = *gpr;
+        self.unpinned.copy_from_slice(&gpr[UNPINNED]);
+    }
+
+    /// Gives them back.
+    pub fn take_gpr(&self, gpr: &mut [u64; 16]) {
+        *gpr = self.gpr;
+        gpr[UNPINNED].copy_from_slice(&self.unpinned);
     }
 
     /// The base of FS or GS.
@@ -208,7 +299,7 @@ impl Env {
         } else {
             offset_of!(NearPair, read)
         };
-        offset_of!(Env, tlb.near) + (set * NEAR + number) * size_of::<NearPair>() + right
+        offset_of!(Env, tlb.near) + (number * SETS + set) * size_of::<NearPair>() + right
     }
 
     /// The host's address that the accesses of a group share.
@@ -260,4 +351,5 @@ impl Env {
     field!(budget);
     field!(vector);
     field!(own);
+    field!(host_stack);
 }

@@ -12,7 +12,7 @@ const SIZE_BITS: u8 = 12;
 
 /// What the code wants in EAX: the offset of the near copy from the set's first, and the size.
 pub const fn argument(near: Near, size: usize) -> u64 {
-    ((near.copy() * size_of::<NearPair>()) << SIZE_BITS | size) as u64
+    ((near.copy() * SETS * size_of::<NearPair>()) << SIZE_BITS | size) as u64
 }
 
 /// Where the code for each set lies, for reads and for writes.

@@ -341,9 +341,6 @@ impl Block<'_> {
     }
 
     fn encode_legacy(&mut self, guest: &Guest, encoding: &Encoding, operands: &Operands) {
-        if operands.environment.is_some() {
-            self.asm.byte(0x65);
-        }
         if encoding.lock {
             self.asm.byte(0xf0);
         }
@@ -385,7 +382,8 @@ impl Block<'_> {
 
     fn finish(&mut self, _: &Guest, encoding: &Encoding, operands: &Operands, reg: Reg, rm: Reg) {
         if encoding.modrm.is_some() {
-            match operands.memory.or(operands.environment) {
+            let environment = operands.environment.map(|place| self.asm.placed(place));
+            match operands.memory.or(environment) {
                 Some(memory) => self.asm.mem_operand(reg, memory),
                 None => self.asm.byte(0xc0 | (reg & 7) << 3 | rm & 7),
             }

@@ -87,9 +87,9 @@ impl Mode {
     /// The TLB's set for data.
     pub const fn set(self) -> Set {
         match self.0 & Self::SET {
-            0 => Set::Supervisor,
-            1 => Set::SupervisorAc,
-            _ => Set::User,
+            0 => Set::User,
+            1 => Set::Supervisor,
+            _ => Set::SupervisorAc,
         }
     }
 

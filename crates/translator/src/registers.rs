@@ -32,6 +32,9 @@ pub const GUEST_GPRS: [Place; 16] = [
     Place::Host(15),
 ];
 
+/// The numbers of those that live in the environment.
+pub const UNPINNED: std::ops::Range<usize> = 9..12;
+
 /// The host's register of the guest's RAX.
 pub const GUEST_RAX: Reg = asm::R9;
 /// The host's register of the guest's RSP.

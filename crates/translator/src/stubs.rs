@@ -121,7 +121,7 @@ pub fn write(memory: &mut CodeMemory, tlb_entries: usize) -> Option<Stubs> {
     asm.store32(Env::exit(), RAX);
     stubs.exit_host = asm.here();
     asm.flags_to_ax();
-    asm.store(Env::flags(), RAX);
+    asm.store32(Env::flags(), RAX);
     asm.jmp(leave);
     stubs.cell_saved = asm.here();
     asm.store32(Env::exit(), RAX);
@@ -151,8 +151,9 @@ fn enter(asm: &mut Asm) {
     for register in PRESERVED {
         asm.push(register);
     }
-    // What is called from generated code finds the stack as the ABI wants it.
-    asm.alu_imm(Alu::Sub, true, RSP, 8);
+    asm.store(Env::host_stack(), RSP);
+    // The environment is aligned as the ABI wants the stack to be where something is called.
+    asm.load(RSP, Env::own());
     asm.store(Env::temp(0), asm::RDI);
     for (guest, host) in pinned() {
         asm.load(host, Env::gpr(guest));
@@ -171,7 +172,7 @@ fn exit(asm: &mut Asm, spill: u32, spill_x87: u32) {
         asm.call_to(spill);
         asm.bind(spilled);
     }
-    asm.alu_imm(Alu::Add, true, RSP, 8);
+    asm.load(RSP, Env::host_stack());
     for register in PRESERVED.into_iter().rev() {
         asm.pop(register);
     }

@@ -1,7 +1,7 @@
 //! The loop around generated code: finds blocks, enters them, and does what they leave.
 
 use crate::cache::{Cache, Found};
-use crate::env::{Env, NOTHING, SYSCALL, SYSRET};
+use crate::env::{Env, NOTHING, Room, SYSCALL, SYSRET};
 use crate::exit::Exit;
 use crate::gs;
 use crate::mode::Mode;
@@ -45,7 +45,7 @@ pub(crate) struct Counts {
 pub struct TranslatorVcpu {
     // The processor's TLB lies in the environment: it is dropped first.
     pub(crate) processor: Box<InterpreterVcpu>,
-    pub(crate) env: Box<Env>,
+    pub(crate) env: Room,
     pub(crate) cache: Cache,
     pub(crate) stress: Stress,
     /// Bits of XCR0 that code with AVX needs.
@@ -88,13 +88,14 @@ impl TranslatorVcpu {
     /// A vCPU that executes by `processor` what it does not translate, set up as `tuning` says.
     pub fn new(processor: InterpreterVcpu, tuning: Tuning) -> Result<Self, EngineError> {
         let tuning = tuning.within_range();
-        let cache = Cache::new(tuning).map_err(|error| EngineError::Unavailable {
+        let unavailable = |reason: &dyn ToString| EngineError::Unavailable {
             engine: crate::engine::NAME,
-            reason: error.to_string(),
-        })?;
+            reason: reason.to_string(),
+        };
+        let cache = Cache::new(tuning).map_err(|error| unavailable(&error))?;
         let mut processor = Box::new(processor);
         processor.keep_at_most(MOST_INTERPRETED);
-        let mut env = Env::new();
+        let mut env = Room::new().map_err(|error| unavailable(&error))?;
         let offered = processor.core.model.xcr0_mask();
         // SAFETY: the environment is dropped after the processor, and does not move. Generated code,
         // which reads the table, runs only while no method of the TLB does.
@@ -285,9 +286,9 @@ impl TranslatorVcpu {
     fn load(&mut self) {
         let core = &mut self.processor.core;
         let env = &mut self.env;
-        env.gpr = core.cpu.gpr;
+        env.set_gpr(&core.cpu.gpr);
         let status = core.flags.bits();
-        env.flags = (status & 0xff) << 8 | u64::from(status & rflags::OF != 0);
+        env.flags = (status as u32 & 0xff) << 8 | u32::from(status & rflags::OF != 0);
         env.bases = [core.cpu.seg(Seg::Fs).base, core.cpu.seg(Seg::Gs).base];
         env.kernel_gs = core.cpu.msr.kernel_gs_base;
         env.system = (core.cpu.rflags & SYSTEM) as u32;
@@ -336,7 +337,7 @@ impl TranslatorVcpu {
         let (core, env) = (&mut self.processor.core, &self.env);
         // No address of a group outlasts its block.
         core.mmu.settle();
-        core.cpu.gpr = env.gpr;
+        env.take_gpr(&mut core.cpu.gpr);
         core.cpu.segments[Seg::Fs as usize].base = env.bases[0];
         core.cpu.segments[Seg::Gs as usize].base = env.bases[1];
         core.cpu.msr.kernel_gs_base = env.kernel_gs;
@@ -360,7 +361,8 @@ impl TranslatorVcpu {
         }
     }
 
-    fn take_flags(&mut self, word: u64) {
+    fn take_flags(&mut self, word: u32) {
+        let word = u64::from(word);
         let status = word >> 8 & 0xd5 | (word & 1) << 11;
         self.processor.core.flags.set_bits(status);
     }
@@ -414,7 +416,7 @@ impl TranslatorVcpu {
                 let saved = self.cache.tables.sites[site as usize].flags;
                 let in_host = matches!(saved, Loc::Host | Loc::Both);
                 self.take_flags(if in_host {
-                    self.env.temp[0]
+                    self.env.temp[0] as u32
                 } else {
                     self.env.flags
                 });
