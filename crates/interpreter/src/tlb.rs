@@ -96,8 +96,8 @@ impl Entry {
     }
 }
 
-/// Near copies of each set.
-pub const NEAR: usize = 32;
+/// Near copies of each set, beside the stack's.
+pub const NEAR: usize = 31;
 
 /// A right to one page that generated code has copied from its set, to find it without a look at the
 /// page number. Generated code fills it; the TLB empties it before the entry that it comes from changes.
@@ -141,8 +141,12 @@ impl NearPair {
 #[derive(Debug)]
 #[repr(C)]
 pub struct Entries {
-    /// The near copies by number, of each set: the first ones lie together at the beginning.
-    pub near: [[NearPair; SETS]; NEAR],
+    /// The near copies of each set for the stack.
+    pub stack: [NearPair; SETS],
+    /// The others.
+    pub near: [[NearPair; NEAR]; SETS],
+    /// Not 0 if any of the others of the set may hold something. Generated code says so.
+    pub used: [u32; SETS],
     /// The entries of all sets: those of set `s` begin at index `s * SIZE`.
     pub all: [Entry; SIZE * SETS],
 }
@@ -157,7 +161,9 @@ impl Entries {
             for index in 0..SIZE * SETS {
                 (&raw mut (*start).all[index]).write(Entry::empty(index));
             }
-            (&raw mut (*start).near).write([[NearPair::EMPTY; SETS]; NEAR]);
+            (&raw mut (*start).stack).write([NearPair::EMPTY; SETS]);
+            (&raw mut (*start).near).write([[NearPair::EMPTY; NEAR]; SETS]);
+            (&raw mut (*start).used).write([0; SETS]);
             entries.assume_init()
         }
     }
@@ -273,6 +279,7 @@ impl Tlb {
         for (index, entry) in tlb.entries.all.iter_mut().enumerate() {
             *entry = Entry::empty(index);
         }
+        tlb.entries.used = [1; SETS];
         tlb.empty_near();
         tlb
     }
@@ -281,7 +288,7 @@ impl Tlb {
         Self {
             entries,
             mask: size - 1,
-            chosen: 0,
+            chosen: Set::Supervisor as usize * SIZE,
             global: Vec::new(),
             non_global: Vec::new(),
             globals: Bits::new(),
@@ -360,13 +367,29 @@ impl Tlb {
 
     /// Empties all near copies.
     fn empty_near(&mut self) {
-        self.entries.near = [[NearPair::EMPTY; SETS]; NEAR];
+        let Entries {
+            stack, near, used, ..
+        } = &mut *self.entries;
+        *stack = [NearPair::EMPTY; SETS];
+        for (near, used) in near.iter_mut().zip(used) {
+            if std::mem::take(used) != 0 {
+                *near = [NearPair::EMPTY; NEAR];
+            }
+        }
+    }
+
+    /// The near copies of `set` that may hold something.
+    fn near(&mut self, set: usize) -> impl Iterator<Item = &mut NearPair> {
+        let entries = &mut *self.entries;
+        let used = entries.used[set] != 0;
+        let others = if used { NEAR } else { 0 };
+        let others = &mut entries.near[set][..others];
+        std::iter::once(&mut entries.stack[set]).chain(others)
     }
 
     /// Empties the near copies of an entry of `set`.
     fn drop_near(&mut self, set: Set, entry: &Entry) {
-        for sets in &mut self.entries.near {
-            let pair = &mut sets[set as usize];
+        for pair in self.near(set as usize) {
             if pair.read.tag == entry.read {
                 pair.read = Near::EMPTY;
             }
@@ -378,9 +401,11 @@ impl Tlb {
 
     /// Empties the near copies of rights to write to the page at `host`, or to any.
     fn drop_near_writes(&mut self, host: Option<*mut u8>) {
-        for pair in self.entries.near.iter_mut().flatten() {
-            if host.is_none_or(|host| pair.write.host == host as usize) {
-                pair.write = Near::EMPTY;
+        for set in 0..SETS {
+            for pair in self.near(set) {
+                if host.is_none_or(|host| pair.write.host == host as usize) {
+                    pair.write = Near::EMPTY;
+                }
             }
         }
     }
@@ -566,19 +591,23 @@ mod tests {
         let Entry {
             read, write, host, ..
         } = *tlb.entry_in(Set::Supervisor, linear);
-        tlb.entries.near[3][Set::Supervisor as usize] = NearPair {
+        let pair = NearPair {
             read: Near { tag: read, host },
             write: Near { tag: write, host },
         };
+        tlb.entries.near[Set::Supervisor as usize][3] = pair;
+        tlb.entries.used[Set::Supervisor as usize] = 1;
+        tlb.entries.stack[Set::Supervisor as usize] = pair;
     }
 
     /// Whether the near copies allow reads and writes.
     fn is_near(tlb: &Tlb) -> (bool, bool) {
-        let NearPair { read, write } = tlb.entries.near[3][Set::Supervisor as usize];
-        (
-            read.host != Near::EMPTY.host,
-            write.host != Near::EMPTY.host,
-        )
+        let set = Set::Supervisor as usize;
+        let [stack, other] = [tlb.entries.stack[set], tlb.entries.near[set][3]];
+        let holds =
+            |pair: NearPair| [pair.read, pair.write].map(|near| near.host != Near::EMPTY.host);
+        assert_eq!(holds(stack), holds(other));
+        holds(stack).into()
     }
 
     #[test]

@@ -323,9 +323,9 @@ impl Block<'_> {
     /// Looks into the TLB for an access whose address, less the tag of a near copy, is in R10, makes the
     /// copy one of what it finds, and goes on at `done`; if it finds nothing, the address is in R10.
     pub fn approach(&mut self, near: Near, size: usize, write: bool, done: Label) {
-        self.asm.mov_imm(RAX, far::argument(near, size));
-        self.asm
-            .call_to(self.stubs.far[self.mode.set() as usize][usize::from(write)]);
+        let set = self.mode.set() as usize;
+        self.asm.mov_imm(RAX, far::argument(near, set, size));
+        self.asm.call_to(self.stubs.far[set][usize::from(write)]);
         self.asm.jcc(Cond::BE, done);
     }
 

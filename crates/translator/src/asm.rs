@@ -63,7 +63,7 @@ pub enum Alu {
 /// A memory operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mem {
-    /// Whether it lies in the vCPU's environment. It has no base and an index then, or the other way round.
+    /// Whether it lies in the vCPU's environment; then it has at most one of base and index.
     pub env: bool,
     /// Base register.
     pub base: Option<Reg>,

@@ -151,6 +151,8 @@ pub struct Block<'a> {
     /// instruction is one that may fault by itself.
     pub may_raise: bool,
     pub rare: Vec<Rare>,
+    /// Cells that this block made.
+    pub empty_cells: Vec<(u32, Entry)>,
 }
 
 impl Block<'_> {
@@ -342,7 +344,7 @@ impl Block<'_> {
     }
 
     /// An address counted from the block's page, the shorter way.
-    fn beyond_page(&self, address: u64) -> i64 {
+    pub fn beyond_page(&self, address: u64) -> i64 {
         let distance = address.wrapping_sub(self.rip & !0xfff) as i64;
         if self.wide() {
             distance
@@ -479,14 +481,12 @@ impl Block<'_> {
     pub fn jump_to_mode(&mut self, target: u64, mode: Mode) {
         let saved = self.loc == Loc::Saved;
         let entry = if saved { Entry::Saved } else { Entry::Host };
-        let cell = self.tables.cell(Cell {
+        self.jump_by_cell(Cell {
             target: self.place_of(target),
             page: self.page,
             mode,
             entry,
         });
-        self.asm.mov_imm(RAX, u64::from(Exit::Cell(cell).encode()));
-        self.asm.jmp_mem(Env::cell(cell));
     }
 
     /// Jumps to a target that is known on a condition. The flags are the host's.

@@ -84,6 +84,31 @@ struct Scanned {
 struct Page {
     generation: u32,
     blocks: Vec<Key>,
+    starts: Box<Starts>,
+}
+
+/// At which bytes of a page blocks begin, in whatever mode: most questions are answered without a look
+/// for the block.
+#[derive(Debug)]
+struct Starts([u64; PAGE_SIZE as usize / 64]);
+
+impl Starts {
+    const NONE: Self = Self([0; PAGE_SIZE as usize / 64]);
+
+    fn place(rip: u64) -> (usize, u64) {
+        let offset = rip % PAGE_SIZE;
+        (offset as usize / 64, 1 << (offset % 64))
+    }
+
+    fn has(&self, rip: u64) -> bool {
+        let (word, bit) = Self::place(rip);
+        self.0[word] & bit != 0
+    }
+
+    fn add(&mut self, rip: u64) {
+        let (word, bit) = Self::place(rip);
+        self.0[word] |= bit;
+    }
 }
 
 /// Counters of the cache.
@@ -132,6 +157,7 @@ pub struct Cache {
     bmi2: bool,
     guests: Vec<Guest>,
     rare: Vec<Rare>,
+    empty_cells: Vec<(u32, Entry)>,
     dealer: near::Dealer,
     /// What happened.
     pub counts: Counts,
@@ -200,6 +226,7 @@ impl Cache {
             bmi2: is_x86_feature_detected!("bmi2"),
             guests: Vec::new(),
             rare: Vec::new(),
+            empty_cells: Vec::new(),
             dealer: near::Dealer::default(),
             counts: Counts::default(),
         })
@@ -303,7 +330,8 @@ impl Cache {
             return Ok(Some(Found::in_page(layout, number, global)));
         }
         let code = core.mmu.memory().code();
-        if let Some(block) = self.blocks.get(&key).copied()
+        if self.starts(number).is_some_and(|starts| starts.has(rip))
+            && let Some(block) = self.blocks.get(&key).copied()
             && block.sources[0].is_current(code)
             && (block.sources[1] == Source::ABSENT || block.sources[1].is_current(code))
             && second_page_holds(core, rip, &block)
@@ -351,6 +379,11 @@ impl Cache {
         flushes.is_empty() && code.changes() == self.seen
     }
 
+    /// At which bytes of a page blocks begin, if any do.
+    fn starts(&self, page: u32) -> Option<&Starts> {
+        self.pages.get(&page).map(|page| &*page.starts)
+    }
+
     /// Translates the block of `key`; `None` if its first instruction must be interpreted.
     fn translate(
         &mut self,
@@ -378,7 +411,11 @@ impl Cache {
         core.mmu.read_code(page, offset, &mut bytes[..length]);
         let most = self.tuning.most_instructions;
         let blocks = &self.blocks;
-        let begins = |at: u64| blocks.contains_key(&Key::new(at, key.mode, key.page));
+        let starts = self.pages.get(&key.page).map(|page| &page.starts);
+        let begins = |at: u64| {
+            starts.is_some_and(|starts| starts.has(at))
+                && blocks.contains_key(&Key::new(at, key.mode, key.page))
+        };
         let guests = &mut self.guests;
         let source = Fragment {
             rip,
@@ -481,11 +518,13 @@ impl Cache {
             owed: 0,
             may_raise: false,
             rare: std::mem::take(&mut self.rare),
+            empty_cells: std::mem::take(&mut self.empty_cells),
         };
         let layout = block.translate(next);
         let code = self.asm.finish();
         let Some(layout) = layout else {
             self.tables.faults.truncate(faults);
+            self.tables.forget_cells(cells);
             return None;
         };
         Translation {
@@ -526,7 +565,11 @@ impl Cache {
             let page = self.pages.entry(source.page).or_insert_with(|| Page {
                 generation: source.generation,
                 blocks: Vec::new(),
+                starts: Box::new(Starts::NONE),
             });
+            if source.page == key.page {
+                page.starts.add(key.rip);
+            }
             let old = std::mem::replace(&mut page.generation, source.generation);
             if old == source.generation {
                 page.blocks.push(key);

@@ -4,15 +4,15 @@
 //! in the first 128 bytes, which a displacement of one byte reaches. The stack lies below it.
 
 use crate::asm::{Mem, env};
-use belljar_interpreter::InterpreterVcpu;
 use crate::registers::{Place, UNPINNED, place};
-use belljar_interpreter::tlb::{Entries, Entry, NearPair, SETS, Set};
+use belljar_interpreter::InterpreterVcpu;
+use belljar_interpreter::tlb::{Entries, Entry, NEAR, NearPair, Set};
 use belljar_x86::CpuState;
 use belljar_x86::state::VectorState;
+use std::io;
 use std::mem::offset_of;
 use std::ops::{Deref, DerefMut};
 use std::ptr::{self, NonNull};
-use std::io;
 
 /// Entries of each jump cache.
 pub const JUMPS: usize = 1 << 16;
@@ -144,8 +144,8 @@ pub struct Env {
     pub jumps: [[Jump; JUMPS]; JUMP_CACHES],
 }
 
-// The near copies of the stack, of programs and of kernels without AC, are reached by one byte.
-const _: () = assert!(Env::near(Set::Supervisor as usize, 1, false) >= 128 && Env::near(Set::Supervisor as usize, 0, true) < 128);
+// The near copies of the stack, but with AC, are reached by a displacement of one byte.
+const _: () = assert!(Env::near(Set::Supervisor as usize, 0, true) + size_of::<usize>() < 128);
 
 /// An environment in memory of its own, with the stack of generated code below it.
 #[derive(Debug)]
@@ -292,14 +292,24 @@ impl Env {
             + offset
     }
 
-    /// Offset of a near copy of the TLB's set `set`, of the right to write or to read.
+    /// Offset of a near copy of the TLB's set `set`, of the right to write or to read. Number 0 is the
+    /// stack's.
     pub const fn near(set: usize, number: usize, write: bool) -> usize {
         let right = if write {
             offset_of!(NearPair, write)
         } else {
             offset_of!(NearPair, read)
         };
-        offset_of!(Env, tlb.near) + (number * SETS + set) * size_of::<NearPair>() + right
+        let first = match number {
+            0 => offset_of!(Env, tlb.stack) + set * size_of::<NearPair>(),
+            _ => offset_of!(Env, tlb.near) + (set * NEAR + number - 1) * size_of::<NearPair>(),
+        };
+        first + right
+    }
+
+    /// Where is said that set `set` has near copies beside the stack's.
+    pub const fn near_used(set: usize) -> Mem {
+        env(offset_of!(Env, tlb.used) + 4 * set)
     }
 
     /// The host's address that the accesses of a group share.

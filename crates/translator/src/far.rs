@@ -4,15 +4,15 @@ use crate::access::{find_entry, tlb_fields};
 use crate::asm::{Alu, Asm, Cond, Mem, R10, RAX, RCX, RDX, RSI, at, env_at};
 use crate::env::Env;
 use crate::near::Near;
-use belljar_interpreter::tlb::{self, NearPair, SETS};
+use belljar_interpreter::tlb::{self, SETS};
 use std::mem::offset_of;
 
 /// Bits of the size in an argument.
 const SIZE_BITS: u8 = 12;
 
-/// What the code wants in EAX: the offset of the near copy from the set's first, and the size.
-pub const fn argument(near: Near, size: usize) -> u64 {
-    ((near.copy() * SETS * size_of::<NearPair>()) << SIZE_BITS | size) as u64
+/// What the code of `set` wants in EAX: how far the near copy lies behind the stack's, and the size.
+pub const fn argument(near: Near, set: usize, size: usize) -> u64 {
+    (near.distance(set) << SIZE_BITS | size) as u64
 }
 
 /// Where the code for each set lies, for reads and for writes.
@@ -43,6 +43,8 @@ fn far(asm: &mut Asm, set: usize, write: bool, entries: usize) {
     }
     asm.mov32(RCX, RAX);
     asm.shr32(RCX, SIZE_BITS);
+    // or: of the stack's, at no distance, nobody is told.
+    asm.mem(false, &[0x09], RCX, Env::near_used(set));
     asm.alu_imm(Alu::And, false, RAX, (1 << SIZE_BITS) - 1);
     // The last offset at which the access lies within the page.
     asm.mov_imm(RSI, 4096);

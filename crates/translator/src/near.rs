@@ -9,6 +9,7 @@
 //! - in a block that is a loop, addresses that take small steps or none, and small tables.
 
 use crate::block::{Guest, Kind};
+use crate::env::Env;
 use crate::groups::{changes, pops, pushes};
 use crate::registers::{self, RSP_NUMBER};
 use belljar_interpreter::tlb::NEAR;
@@ -29,6 +30,11 @@ impl Near {
     pub const fn copy(self) -> usize {
         self.0 as usize
     }
+
+    /// How far it lies behind the stack's, of set `set`.
+    pub const fn distance(self, set: usize) -> usize {
+        Env::near(set, self.copy(), false) - Env::near(set, 0, false)
+    }
 }
 
 /// Deals out the near copies of loops in turn, so that those of one loop are different ones.
@@ -37,7 +43,7 @@ pub struct Dealer(u8);
 
 impl Dealer {
     fn next(&mut self) -> Near {
-        self.0 = self.0 % (NEAR as u8 - 1) + 1;
+        self.0 = self.0 % NEAR as u8 + 1;
         Near(self.0)
     }
 }

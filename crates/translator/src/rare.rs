@@ -120,6 +120,7 @@ impl Block<'_> {
                 }
             }
         }
+        self.write_empty_cells();
     }
 
     /// Leaves with the flags in the environment.
@@ -167,16 +168,53 @@ impl Block<'_> {
             return;
         }
         if self.mode.is_relative() {
-            self.load_address(RAX, target & !0xfff);
-            self.asm.store(Env::page(), RAX);
+            self.turn_to_page(target, loc);
         }
-        let cell = self.tables.cell(Cell {
+        self.jump_by_cell(Cell {
             target: self.place_of(target),
             page: self.page,
             mode: self.mode,
             entry,
         });
-        self.asm.mov_imm(RAX, u64::from(Exit::Cell(cell).encode()));
-        self.asm.jmp_mem(Env::cell(cell));
+    }
+
+    /// Jumps to where a cell leads.
+    pub fn jump_by_cell(&mut self, cell: Cell) {
+        let (number, new) = self.tables.cell(cell);
+        if new {
+            self.empty_cells.push((number, cell.entry));
+        }
+        self.asm.jmp_mem(Env::cell(number));
+    }
+
+    /// Writes what the block's cells lead to while they are empty.
+    fn write_empty_cells(&mut self) {
+        for (number, entry) in std::mem::take(&mut self.empty_cells) {
+            self.tables.empty_cells.push(self.asm.here());
+            self.asm
+                .store_imm32(Env::exit(), Exit::Cell(number).encode());
+            self.asm.jmp_to(match entry {
+                Entry::Host | Entry::Poll => self.stubs.exit_host,
+                Entry::Saved | Entry::PollSaved => self.stubs.exit_saved,
+            });
+        }
+    }
+
+    /// The page that runs becomes that of `target`.
+    fn turn_to_page(&mut self, target: u64, loc: Loc) {
+        let distance = self.beyond_page(target & !0xfff);
+        match i32::try_from(distance) {
+            Ok(0) => {}
+            Ok(distance) if matches!(loc, Loc::Saved | Loc::Dead) => {
+                // add
+                self.asm
+                    .mem(self.wide(), &[0x81], Alu::Add as u8, Env::page());
+                self.asm.bytes(&distance.to_le_bytes());
+            }
+            _ => {
+                self.load_address(RAX, target & !0xfff);
+                self.asm.store(Env::page(), RAX);
+            }
+        }
     }
 }

@@ -39,10 +39,6 @@ pub struct Stubs {
     pub exit_host: u32,
     /// Leaves with the flags in the environment.
     pub exit_saved: u32,
-    /// What an empty cell leads to, by where the flags are. EAX holds the exit.
-    pub cell_host: u32,
-    /// As `cell_host`.
-    pub cell_saved: u32,
     /// Fills the TLB for a read of as many bytes as EAX says at the address in R10.
     pub refill_read: u32,
     /// The same for a write.
@@ -117,14 +113,10 @@ pub fn write(memory: &mut CodeMemory, tlb_entries: usize) -> Option<Stubs> {
     asm.store_imm32(Env::exit(), Exit::Fault.encode());
     let leave = asm.label();
     asm.jmp(leave);
-    stubs.cell_host = asm.here();
-    asm.store32(Env::exit(), RAX);
     stubs.exit_host = asm.here();
     asm.flags_to_ax();
     asm.store32(Env::flags(), RAX);
     asm.jmp(leave);
-    stubs.cell_saved = asm.here();
-    asm.store32(Env::exit(), RAX);
     stubs.exit_saved = asm.here();
     asm.bind(leave);
     exit(&mut asm, spill, spill_x87);

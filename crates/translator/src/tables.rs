@@ -92,6 +92,8 @@ pub struct Tables {
     pub links: Vec<Link>,
     /// Cells by number.
     pub cells: Vec<Cell>,
+    /// Where in code memory they lead while they are empty, by number.
+    pub empty_cells: Vec<u32>,
     cell_numbers: HashMap<Cell, u32, BuildHasherDefault<Mixer>>,
     /// Where in code memory instructions begin that the host may raise exceptions for, ascending,
     /// with their sites.
@@ -104,6 +106,7 @@ impl Tables {
         self.sites.clear();
         self.links.clear();
         self.cells.clear();
+        self.empty_cells.clear();
         self.cell_numbers.clear();
         self.faults.clear();
     }
@@ -128,14 +131,22 @@ impl Tables {
         self.links.len() as u32 - 1
     }
 
-    /// The number of a cell.
-    pub fn cell(&mut self, cell: Cell) -> u32 {
+    /// The number of a cell, and whether it is a new one.
+    pub fn cell(&mut self, cell: Cell) -> (u32, bool) {
         let next = self.cells.len() as u32;
         let number = *self.cell_numbers.entry(cell).or_insert(next);
         if number == next {
             self.cells.push(cell);
         }
-        number
+        (number, number == next)
+    }
+
+    /// Forgets the cells from number `first` on, of a block that was not written.
+    pub fn forget_cells(&mut self, first: usize) {
+        for cell in self.cells.drain(first..) {
+            self.cell_numbers.remove(&cell);
+        }
+        self.empty_cells.truncate(first);
     }
 
     /// The site of the instruction whose code holds offset `at` of code memory.

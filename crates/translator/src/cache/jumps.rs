@@ -4,7 +4,6 @@ use super::{Cache, Found, second_page};
 use crate::bound::{Bound, Place};
 use crate::env::{CELLS, Env, JUMP_CACHES, Jump, jump_slot};
 use crate::mode::{Mode, Space};
-use crate::tables::{Cell, Entry};
 use belljar_interpreter::mix;
 
 /// Bits of the record of pages that jump caches and cells lead to.
@@ -83,18 +82,9 @@ impl Cache {
     }
 
     pub(super) fn empty_cell(&self, env: &mut Env, number: u32) {
-        let Some(cell) = self.tables.cells.get(number as usize) else {
-            return;
-        };
-        env.cells[number as usize % CELLS] = self.unresolved(cell);
-    }
-
-    /// Where an empty cell leads.
-    fn unresolved(&self, cell: &Cell) -> u64 {
-        self.address(match cell.entry {
-            Entry::Host | Entry::Poll => self.stubs.cell_host,
-            Entry::Saved | Entry::PollSaved => self.stubs.cell_saved,
-        })
+        if let Some(leave) = self.tables.empty_cells.get(number as usize) {
+            env.cells[number as usize % CELLS] = self.address(*leave);
+        }
     }
 
     /// Code of `mode` is about to run: sees to it that the jump caches lead to such code alone. They
