@@ -426,10 +426,10 @@ fn iret_with_nested_task_returns_to_the_task_of_the_link() {
 }
 
 proptest! {
-    /// IRET undoes a delivery, whatever the registers were.
+    /// IRET undoes a delivery, whatever the registers were. The stack lies above the tables.
     #[test]
     fn iret_returns_from_an_interrupt_exactly(
-        cpl in 0u8..4, wide: bool, rip in 0u64..1 << 32, rsp in 0x100u64..0x1_0000, flags: u64,
+        cpl in 0u8..4, wide: bool, rip in 0u64..1 << 32, rsp in 0x8000u64..0x1_0000, flags: u64,
     ) {
         let (mut cpu, mut mem) = if wide { long(cpl) } else { protected(cpl) };
         let (size, slot) = if wide { (Bits64, 16) } else { (Bits32, 8) };
