@@ -180,8 +180,9 @@ pub struct RunOptions {
     #[arg(long, value_name = "NETWORK")]
     net: Vec<NetChoice>,
     /// Disk: FILE[,format=raw|qcow2][,readonly][,overlay=tmp|FILE]
-    /// [,aio=auto|io_uring|threads][,bps=N][,iops=N][,interface=virtio|nvme][,serial=TEXT]; can be given more than once, and then goes before all
-    /// of the file's. A comma in a file's name is written twice
+    /// [,aio=auto|io_uring|threads][,bps=N][,iops=N][,interface=virtio|nvme][,serial=TEXT]; can be
+    /// given more than once, and then goes before all of the file's. A comma in a file's name is
+    /// written twice
     #[arg(long, value_name = "FILE[,OPTION…]")]
     disk: Vec<DiskConfig>,
     /// Share a directory of this host with the guest: DIR[,tag=NAME][,readonly]; can be given more

@@ -65,10 +65,7 @@ impl Disk for Backend {
     }
 
     fn submit(&self, request: disk::Request, done: Done) {
-        match self.request(request) {
-            Ok(request) => self.disk.submit(request, done),
-            Err(error) => done(Err(io::Error::other(error))),
-        }
+        self.submit_all(vec![(request, done)]);
     }
 
     fn submit_all(&self, requests: Vec<(disk::Request, Done)>) {

@@ -151,8 +151,6 @@ pub struct Block<'a> {
     /// instruction is one that may fault by itself.
     pub may_raise: bool,
     pub rare: Vec<Rare>,
-    /// Cells that this block made.
-    pub empty_cells: Vec<(u32, Entry)>,
 }
 
 impl Block<'_> {

@@ -11,7 +11,6 @@ use crate::groups::{self, Group};
 use crate::mixer::Mixer;
 use crate::mode::Mode;
 use crate::near;
-use crate::rare::Rare;
 use crate::recent::Recent;
 use crate::scan::{Fragment, scan};
 use crate::stubs::{self, Stubs};
@@ -156,8 +155,6 @@ pub struct Cache {
     info: InstructionInfoFactory,
     bmi2: bool,
     guests: Vec<Guest>,
-    rare: Vec<Rare>,
-    empty_cells: Vec<(u32, Entry)>,
     dealer: near::Dealer,
     /// What happened.
     pub counts: Counts,
@@ -225,8 +222,6 @@ impl Cache {
             info: InstructionInfoFactory::new(),
             bmi2: is_x86_feature_detected!("bmi2"),
             guests: Vec::new(),
-            rare: Vec::new(),
-            empty_cells: Vec::new(),
             dealer: near::Dealer::default(),
             counts: Counts::default(),
         })
@@ -484,7 +479,6 @@ impl Cache {
         let next = scanned.next;
         self.asm
             .restart(self.memory.next(), self.memory.next_rare());
-        self.rare.clear();
         let (cells, faults) = (self.tables.cells.len(), self.tables.faults.len());
         let block = Block {
             asm: &mut self.asm,
@@ -517,8 +511,7 @@ impl Cache {
             lost: false,
             owed: 0,
             may_raise: false,
-            rare: std::mem::take(&mut self.rare),
-            empty_cells: std::mem::take(&mut self.empty_cells),
+            rare: Vec::new(),
         };
         let layout = block.translate(next);
         let code = self.asm.finish();

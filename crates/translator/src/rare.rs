@@ -180,20 +180,17 @@ impl Block<'_> {
 
     /// Jumps to where a cell leads.
     pub fn jump_by_cell(&mut self, cell: Cell) {
-        let (number, new) = self.tables.cell(cell);
-        if new {
-            self.empty_cells.push((number, cell.entry));
-        }
+        let number = self.tables.cell(cell);
         self.asm.jmp_mem(Env::cell(number));
     }
 
-    /// Writes what the block's cells lead to while they are empty.
+    /// Writes what the cells that the block made lead to while they are empty.
     fn write_empty_cells(&mut self) {
-        for (number, entry) in std::mem::take(&mut self.empty_cells) {
+        for number in self.tables.empty_cells.len()..self.tables.cells.len() {
             self.tables.empty_cells.push(self.asm.here());
             self.asm
-                .store_imm32(Env::exit(), Exit::Cell(number).encode());
-            self.asm.jmp_to(match entry {
+                .store_imm32(Env::exit(), Exit::Cell(number as u32).encode());
+            self.asm.jmp_to(match self.tables.cells[number].entry {
                 Entry::Host | Entry::Poll => self.stubs.exit_host,
                 Entry::Saved | Entry::PollSaved => self.stubs.exit_saved,
             });

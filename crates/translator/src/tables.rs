@@ -131,14 +131,14 @@ impl Tables {
         self.links.len() as u32 - 1
     }
 
-    /// The number of a cell, and whether it is a new one.
-    pub fn cell(&mut self, cell: Cell) -> (u32, bool) {
+    /// The number of a cell.
+    pub fn cell(&mut self, cell: Cell) -> u32 {
         let next = self.cells.len() as u32;
         let number = *self.cell_numbers.entry(cell).or_insert(next);
         if number == next {
             self.cells.push(cell);
         }
-        (number, number == next)
+        number
     }
 
     /// Forgets the cells from number `first` on, of a block that was not written.

@@ -323,7 +323,8 @@ impl TranslatorVcpu {
     fn enter(&mut self, entry: u64) {
         let stub = self.cache.entry_stub() as usize as *const ();
         // SAFETY: the stub is code that this vCPU's cache has written. It obeys the ABI, and reaches
-        // nothing but the environment (GS), the vector state, and guest memory through the TLB. What
+        // nothing but the environment (GS) and the stack below it, the vector state, and guest memory
+        // through the TLB. What
         // it calls back takes the processor by the environment's pointer; no reference to either is
         // in use meanwhile.
         unsafe {
