@@ -1,5 +1,6 @@
 //! The processor as the instructions' handlers see it.
 
+use crate::decode;
 use crate::flags::LazyFlags;
 use crate::host::Word;
 use crate::mmu::{Mmu, check_alignment};
@@ -57,6 +58,8 @@ pub struct Core {
     pub entropy: Arc<dyn Entropy>,
     /// Whose processor it is.
     pub vendor: Vendor,
+    /// How the decoder is to take instructions: what [`DecoderOptions`](iced_x86::DecoderOptions) has.
+    pub decoding: u32,
     /// Decoded instructions of ops whose handlers need more of them than the op holds.
     pub instructions: Vec<Instruction>,
     /// Compiled instructions of ops that run on the host.
@@ -79,6 +82,7 @@ impl Core {
             Arc::clone(member.own()),
         );
         let vendor = setup.cpuid.vendor();
+        let decoding = decode::options(&setup.cpuid);
         let mut core = Self {
             cpu: setup.state,
             flags: LazyFlags::default(),
@@ -97,6 +101,7 @@ impl Core {
             clock: setup.clock,
             entropy: setup.entropy,
             vendor,
+            decoding,
             instructions: Vec::new(),
             compiled: Vec::new(),
             stubs,

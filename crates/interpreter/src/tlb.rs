@@ -8,6 +8,7 @@
 
 use crate::host::Word;
 use crate::large::LargeRanges;
+use crate::mix::mix;
 use belljar_memory::PAGE_SIZE;
 use belljar_x86::Access;
 use std::ptr::NonNull;
@@ -241,6 +242,51 @@ impl Bits {
     }
 }
 
+/// Bits of [`Writers`].
+const WRITERS: usize = 1 << 16;
+
+/// Which host pages the fast path may write to: surely none that is not among them. A bit stands for many
+/// pages, and stays when the entry goes that it was set for, until the bits are made anew.
+#[derive(Debug)]
+struct Writers {
+    bits: Box<[u64; WRITERS / 64]>,
+    /// How many pages were added.
+    added: usize,
+}
+
+impl Writers {
+    fn new() -> Self {
+        Self {
+            bits: Box::new([0; WRITERS / 64]),
+            added: 0,
+        }
+    }
+
+    const fn bit(host: usize) -> usize {
+        mix(host as u64 / PAGE_SIZE, WRITERS.trailing_zeros())
+    }
+
+    fn may_have(&self, host: usize) -> bool {
+        let bit = Self::bit(host);
+        self.bits[bit / 64] & 1 << (bit % 64) != 0
+    }
+
+    fn add(&mut self, host: usize) {
+        let bit = Self::bit(host);
+        self.bits[bit / 64] |= 1 << (bit % 64);
+        self.added += 1;
+    }
+
+    /// Begins anew with the pages of `entries`.
+    fn renew(&mut self, entries: &[Entry]) {
+        self.bits.fill(0);
+        for entry in entries.iter().filter(|entry| entry.written().is_some()) {
+            self.add(entry.host);
+        }
+        self.added = 0;
+    }
+}
+
 /// The software TLB of one vCPU.
 #[derive(Debug)]
 pub struct Tlb {
@@ -257,6 +303,8 @@ pub struct Tlb {
     listed_non_global: Bits,
     /// Which entries are of global translations.
     globals: Bits,
+    /// Where the entries allow writes to.
+    writers: Writers,
     /// Where pages lie of which parts are cached.
     large: LargeRanges,
 }
@@ -292,6 +340,7 @@ impl Tlb {
             global: Vec::new(),
             non_global: Vec::new(),
             globals: Bits::new(),
+            writers: Writers::new(),
             listed_global: Bits::new(),
             listed_non_global: Bits::new(),
             large: LargeRanges::default(),
@@ -348,7 +397,11 @@ impl Tlb {
             entry.read = page;
             if writable {
                 entry.write = page;
+                self.writers.add(host);
             }
+        }
+        if self.writers.added == SIZE * SETS {
+            self.writers.renew(&self.entries.all);
         }
         self.globals.set(index, nature.global);
         let (list, listed) = if nature.global {
@@ -471,6 +524,9 @@ impl Tlb {
     /// Drops the right to write to the page at `host` through the fast path; tells whether there
     /// was one.
     pub fn drop_writes(&mut self, host: *mut u8) -> bool {
+        if !self.writers.may_have(host as usize) {
+            return false;
+        }
         self.drop_near_writes(Some(host));
         let mut any = false;
         for (index, entry) in self.entries.all.iter_mut().enumerate() {
@@ -577,8 +633,14 @@ mod tests {
         let mut tlb = Tlb::new();
         let host = 0x7f00_0000_1000 as *mut u8;
         let found = translation(PAGE_SIZE, false);
+        assert!(!tlb.drop_writes(host));
         for linear in [0x1000, 0xffff_8000_0000_7000] {
             tlb.fill(Set::User, linear, host, Access::Write, true, found);
+        }
+        // The record of such pages is made anew meanwhile.
+        for n in 0..2 * (SIZE * SETS) {
+            let other = (0x7f00_1000_0000 + n * PAGE_SIZE as usize) as *mut u8;
+            tlb.fill(Set::User, 0x2000, other, Access::Write, true, found);
         }
         assert!(tlb.drop_writes(host));
         assert!(!tlb.drop_writes(host));

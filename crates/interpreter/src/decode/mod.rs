@@ -11,6 +11,7 @@ use crate::op::Handler;
 use crate::processor::Core;
 use belljar_memory::PAGE_SIZE;
 use belljar_x86::Exception;
+use belljar_x86::cpuid::CpuidModel;
 use belljar_x86::syscall::Vendor;
 use iced_x86::{CpuidFeature, Decoder, DecoderError, DecoderOptions, Instruction};
 pub use lower::exists;
@@ -116,9 +117,13 @@ pub fn mark(core: &mut Core, page: CodePage) -> Option<Source> {
 
 /// A decoder of code at `rip` for the processor as it stands.
 pub fn decoder<'a>(core: &Core, rip: u64, bytes: &'a [u8]) -> Decoder<'a> {
-    let bits = core.cpu.code_bits();
+    Decoder::with_ip(core.cpu.code_bits(), bytes, rip, core.decoding)
+}
+
+/// How a processor of `model` takes instructions.
+pub fn options(model: &CpuidModel) -> u32 {
     let mut options = DecoderOptions::NONE;
-    if core.vendor == Vendor::Amd {
+    if model.vendor() == Vendor::Amd {
         options |= DecoderOptions::AMD;
     }
     // Without these features the prefixed forms are the older instructions.
@@ -127,11 +132,11 @@ pub fn decoder<'a>(core: &Core, rip: u64, bytes: &'a [u8]) -> Decoder<'a> {
         (CpuidFeature::LZCNT, DecoderOptions::NO_MPFX_0FBD),
         (CpuidFeature::WBNOINVD, DecoderOptions::NO_WBNOINVD),
     ] {
-        if !core.model.allows(&[feature]) {
+        if !model.allows(&[feature]) {
             options |= option;
         }
     }
-    Decoder::with_ip(bits, bytes, rip, options)
+    options
 }
 
 /// Whether the first instruction does not end within `bytes`, which reach to the end of the page.
