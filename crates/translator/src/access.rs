@@ -17,9 +17,7 @@ use crate::rare::Rare;
 use crate::registers::{self, Place, names_environment, names_high_byte};
 use crate::x87::is_x87;
 use belljar_interpreter::tlb::{self, Entry};
-use iced_x86::{
-    Instruction, InstructionInfoFactory, InstructionInfoOptions, OpAccess, OpKind, Register,
-};
+use iced_x86::{Instruction, OpKind, Register};
 use std::mem::offset_of;
 
 /// Bits by which an address is shifted so that its page number counts entries.
@@ -39,7 +37,14 @@ pub enum Address {
 
 /// The number of the operand that ModRM says is memory.
 pub fn memory_operand(ins: &Instruction) -> Option<u32> {
-    (0..ins.op_count()).find(|&n| ins.op_kind(n) == OpKind::Memory)
+    let kinds = [
+        ins.op0_kind(),
+        ins.op1_kind(),
+        ins.op2_kind(),
+        ins.op3_kind(),
+    ];
+    let found = kinds.iter().position(|kind| *kind == OpKind::Memory);
+    found.map(|n| n as u32)
 }
 
 impl Block<'_> {
@@ -384,19 +389,4 @@ fn based_on(ins: &Instruction) -> Option<bool> {
         Register::GS => Some(true),
         _ => None,
     }
-}
-
-/// Whether an instruction writes to its memory operand.
-pub fn writes_memory(info: &mut InstructionInfoFactory, ins: &Instruction) -> bool {
-    ins.op0_kind() == OpKind::Memory && writes_operand(info, ins, 0)
-}
-
-/// Whether an instruction writes to an operand.
-pub fn writes_operand(info: &mut InstructionInfoFactory, ins: &Instruction, operand: u32) -> bool {
-    let options =
-        InstructionInfoOptions::NO_MEMORY_USAGE | InstructionInfoOptions::NO_REGISTER_USAGE;
-    !matches!(
-        info.info_options(ins, options).op_access(operand),
-        OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess
-    )
 }

@@ -109,23 +109,143 @@ pub struct Label(usize);
 
 const UNBOUND: u32 = u32::MAX;
 
-/// Code under construction, at known places of code memory: what is rarely executed lies apart.
-#[derive(Debug, Default)]
-pub struct Asm {
-    /// The part that is being written.
-    code: Vec<u8>,
+/// The most bytes that a part of the code may have.
+pub const CAPACITY: usize = 64 << 10;
+/// The most bytes that are written at once.
+const WIDEST: usize = 8;
+
+/// A few bytes of an instruction.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bytes {
+    /// The first is the lowest.
+    value: u64,
+    /// Eight at most.
+    count: u32,
+}
+
+impl Bytes {
+    /// Appends a byte.
+    #[inline(always)]
+    pub const fn add(&mut self, byte: u8) {
+        self.value |= (byte as u64).wrapping_shl(8 * self.count);
+        self.count += 1;
+    }
+
+    #[inline(always)]
+    fn add32(&mut self, value: i32) {
+        self.value |= u64::from(value as u32).wrapping_shl(8 * self.count);
+        self.count += 4;
+    }
+
+    /// Appends ModRM, SIB and displacement of a memory operand.
+    #[inline(always)]
+    fn add_operand(&mut self, reg: Reg, mem: Mem) {
+        let field = (reg & 7) << 3;
+        let (index, scale) = mem
+            .index
+            .map_or((4, 0), |(index, scale)| (index & 7, scale));
+        let Some(base) = mem.base else {
+            // No base: SIB with a displacement of 32 bits.
+            self.add(field | 4);
+            self.add(scale << 6 | index << 3 | 5);
+            return self.add32(mem.disp);
+        };
+        let short = i8::try_from(mem.disp).is_ok();
+        // RBP and R13 as a base always have a displacement.
+        let mode = match mem.disp {
+            0 if base & 7 != 5 => 0,
+            _ if short => 0x40,
+            _ => 0x80,
+        };
+        if mem.index.is_some() || base & 7 == 4 {
+            self.add(mode | field | 4);
+            self.add(scale << 6 | index << 3 | base & 7);
+        } else {
+            self.add(mode | field | base & 7);
+        }
+        match mode {
+            0 => {}
+            0x40 => self.add(mem.disp as u8),
+            _ => self.add32(mem.disp),
+        }
+    }
+
+    /// An instruction's beginning: REX if it says something, and the opcode.
+    #[inline(always)]
+    fn begin(&mut self, rex: u8, opcode: &[u8]) {
+        if rex != 0 {
+            self.add(0x40 | rex);
+        }
+        for byte in opcode {
+            self.add(*byte);
+        }
+    }
+}
+
+/// A part of the code under construction.
+#[derive(Debug)]
+struct Part {
+    /// With room for what is written at once.
+    bytes: Box<[u8; CAPACITY + WIDEST]>,
+    /// May be more than there is room for: then the code is useless.
+    length: usize,
     /// Offset of its first byte in code memory.
     start: u32,
-    /// The first part, once the rare one is being written, and how many fixups are in it.
-    first: Option<(Vec<u8>, u32, usize)>,
+}
+
+impl Part {
+    fn new() -> Self {
+        let bytes = vec![0; CAPACITY + WIDEST].into_boxed_slice();
+        Self {
+            bytes: bytes.try_into().expect("it has that size"),
+            length: 0,
+            start: 0,
+        }
+    }
+
+    fn restart(&mut self, start: u32) {
+        self.length = 0;
+        self.start = start;
+    }
+
+    /// Appends the first `count` bytes of `value`.
+    #[inline(always)]
+    fn put(&mut self, value: u64, count: u32) {
+        let at = self.length % CAPACITY;
+        self.bytes[at..at + WIDEST].copy_from_slice(&value.to_le_bytes());
+        self.length += count as usize;
+    }
+
+    fn code(&self) -> Option<&[u8]> {
+        (self.length <= CAPACITY).then(|| &self.bytes[..self.length])
+    }
+
+    /// Writes the displacements.
+    fn resolve(&mut self, fixups: &[(usize, Label)], labels: &[u32]) {
+        for &(end, label) in fixups {
+            let target = labels[label.0];
+            debug_assert_ne!(target, UNBOUND, "a label without a place");
+            let displacement = target.wrapping_sub(self.start + end as u32);
+            self.bytes[end - 4..end].copy_from_slice(&displacement.to_le_bytes());
+        }
+    }
+}
+
+/// Code under construction, at known places of code memory: what is rarely executed lies apart.
+#[derive(Debug)]
+pub struct Asm {
+    /// The part that is being written.
+    part: Part,
+    /// The first part, once the rare one is being written.
+    other: Part,
+    /// How many fixups are in the first part, likewise.
+    first: Option<usize>,
     /// Where the rare part will begin.
     rare: u32,
     /// Offsets in code memory.
     labels: Vec<u32>,
     /// Ends of 32-bit displacements in their part, and the labels that they lead to.
     fixups: Vec<(usize, Label)>,
-    /// Room for the next block.
-    spare: Vec<u8>,
     /// Whether the host's stack pointer holds the environment's address.
     in_block: bool,
 }
@@ -140,65 +260,64 @@ pub struct Parts<'a> {
 }
 
 impl Asm {
+    /// An assembler.
+    pub fn new() -> Self {
+        Self {
+            part: Part::new(),
+            other: Part::new(),
+            first: None,
+            rare: 0,
+            labels: Vec::new(),
+            fixups: Vec::new(),
+            in_block: false,
+        }
+    }
+
     /// An assembler of blocks, for which the host's stack pointer holds the environment's address.
     pub fn of_blocks() -> Self {
         Self {
             in_block: true,
-            ..Self::default()
+            ..Self::new()
         }
     }
 
     /// Begins anew, at offset `start` of code memory; what is rare goes to offset `rare`.
     pub fn restart(&mut self, start: u32, rare: u32) {
-        if let Some((first, ..)) = self.first.take() {
-            self.spare = std::mem::replace(&mut self.code, first);
-        }
-        self.code.clear();
+        self.part.restart(start);
+        self.first = None;
+        self.rare = rare;
         self.labels.clear();
         self.fixups.clear();
-        self.start = start;
-        self.rare = rare;
     }
 
     /// What follows is rarely executed.
     pub fn begin_rare(&mut self) {
-        let mut rare = std::mem::take(&mut self.spare);
-        rare.clear();
-        let first = std::mem::replace(&mut self.code, rare);
-        self.first = Some((first, self.start, self.fixups.len()));
-        self.start = self.rare;
+        std::mem::swap(&mut self.part, &mut self.other);
+        self.part.restart(self.rare);
+        self.first = Some(self.fixups.len());
     }
 
-    /// Resolves all labels and gives the code.
-    pub fn finish(&mut self) -> Parts<'_> {
-        let in_first = match &mut self.first {
-            Some((first, start, count)) => {
-                resolve(first, *start, &self.fixups[..*count], &self.labels);
-                *count
-            }
-            None => 0,
-        };
-        resolve(
-            &mut self.code,
-            self.start,
-            &self.fixups[in_first..],
-            &self.labels,
-        );
-        match &self.first {
-            Some((first, ..)) => Parts {
-                code: first,
-                rare: &self.code,
-            },
-            None => Parts {
-                code: &self.code,
-                rare: &[],
-            },
+    /// Resolves all labels and gives the code; `None` if there is too much of it.
+    pub fn finish(&mut self) -> Option<Parts<'_>> {
+        if self.part.length.max(self.other.length) > CAPACITY {
+            return None;
         }
+        let in_first = self.first.unwrap_or(0);
+        self.other.resolve(&self.fixups[..in_first], &self.labels);
+        self.part.resolve(&self.fixups[in_first..], &self.labels);
+        let code = self.part.code()?;
+        Some(match self.first {
+            Some(_) => Parts {
+                code: self.other.code()?,
+                rare: code,
+            },
+            None => Parts { code, rare: &[] },
+        })
     }
 
     /// Offset in code memory of the next byte.
     pub fn here(&self) -> u32 {
-        self.start + self.code.len() as u32
+        self.part.start + self.part.length as u32
     }
 
     /// A new label, without a place.
@@ -213,106 +332,94 @@ impl Asm {
     }
 
     /// Appends bytes as they are.
+    #[inline]
     pub fn bytes(&mut self, bytes: &[u8]) {
-        self.code.extend_from_slice(bytes);
+        match *bytes {
+            [] => {}
+            [one] => self.byte(one),
+            [a, b, c, d] => self.imm32(i32::from_le_bytes([a, b, c, d])),
+            _ => bytes.iter().for_each(|byte| self.byte(*byte)),
+        }
     }
 
     /// Appends a byte.
+    #[inline]
     pub fn byte(&mut self, byte: u8) {
-        self.code.push(byte);
+        self.part.put(byte.into(), 1);
+    }
+
+    /// Appends a few bytes.
+    #[inline(always)]
+    pub fn put(&mut self, bytes: Bytes) {
+        self.part.put(bytes.value, bytes.count);
     }
 
     fn imm32(&mut self, value: i32) {
-        self.bytes(&value.to_le_bytes());
-    }
-
-    fn rex(&mut self, wide: bool, reg: Reg, index: Reg, base: Reg, force: bool) {
-        let rex = 0x40 | u8::from(wide) << 3 | (reg >> 3) << 2 | (index >> 3) << 1 | (base >> 3);
-        if rex != 0x40 || force {
-            self.byte(rex);
-        }
+        self.part.put(u64::from(value as u32), 4);
     }
 
     /// An instruction with a register in ModRM.reg and a memory operand. `opcode` may begin with
     /// escape bytes.
+    #[inline(always)]
     pub fn mem(&mut self, wide: bool, opcode: &[u8], reg: Reg, mem: Mem) {
-        self.mem_prefixed(&[], wide, opcode, reg, mem, false);
+        if !(mem.env && self.in_block && opcode.len() == 1) {
+            return self.mem_prefixed(&[], wide, opcode, reg, mem);
+        }
+        // Most are of the environment, at places that are known here already.
+        let mem = on_stack(mem);
+        let index = mem.index.map_or(0, |(index, _)| index);
+        let mut bytes = Bytes::default();
+        bytes.begin(rex_bits(wide, reg, index, RSP), opcode);
+        bytes.add_operand(reg, mem);
+        self.put(bytes);
     }
 
-    /// As [`mem`](Self::mem), with legacy prefixes and, if `rex`, a REX prefix in any case.
-    pub fn mem_prefixed(
-        &mut self,
-        prefixes: &[u8],
-        wide: bool,
-        opcode: &[u8],
-        reg: Reg,
-        mem: Mem,
-        rex: bool,
-    ) {
+    /// As [`mem`](Self::mem), with legacy prefixes.
+    pub fn mem_prefixed(&mut self, prefixes: &[u8], wide: bool, opcode: &[u8], reg: Reg, mem: Mem) {
         let mem = self.placed(mem);
+        let mut head = Bytes::default();
         if mem.env {
-            self.byte(0x65);
+            head.add(0x65);
         }
-        self.bytes(prefixes);
+        for prefix in prefixes {
+            head.add(*prefix);
+        }
         let index = mem.index.map_or(0, |(index, _)| index);
-        self.rex(wide, reg, index, mem.base.unwrap_or(0), rex);
-        self.bytes(opcode);
+        head.begin(rex_bits(wide, reg, index, mem.base.unwrap_or(0)), opcode);
+        self.put(head);
         self.mem_operand(reg, mem);
     }
 
     /// In a block, what lies in the environment by way of the stack pointer: it needs no prefix, and often
     /// but one byte of displacement.
     pub fn placed(&self, mem: Mem) -> Mem {
-        if !(mem.env && self.in_block) {
-            return mem;
-        }
-        Mem {
-            env: false,
-            base: Some(RSP),
-            index: mem.index.or(mem.base.map(|base| (base, 0))),
-            disp: mem.disp,
+        if mem.env && self.in_block {
+            on_stack(mem)
+        } else {
+            mem
         }
     }
 
     /// ModRM, SIB and displacement of a memory operand.
     pub fn mem_operand(&mut self, reg: Reg, mem: Mem) {
-        let field = (reg & 7) << 3;
-        let Some(base) = mem.base else {
-            // No base: SIB with a displacement of 32 bits.
-            let (index, scale) = mem
-                .index
-                .map_or((4, 0), |(index, scale)| (index & 7, scale));
-            self.bytes(&[field | 4, scale << 6 | index << 3 | 5]);
-            self.imm32(mem.disp);
-            return;
-        };
-        let short = i8::try_from(mem.disp).is_ok();
-        // RBP and R13 as a base always have a displacement.
-        let mode = match mem.disp {
-            0 if base & 7 != 5 => 0,
-            _ if short => 0x40,
-            _ => 0x80,
-        };
-        if mem.index.is_some() || base & 7 == 4 {
-            let (index, scale) = mem
-                .index
-                .map_or((4, 0), |(index, scale)| (index & 7, scale));
-            self.bytes(&[mode | field | 4, scale << 6 | index << 3 | base & 7]);
-        } else {
-            self.byte(mode | field | base & 7);
-        }
-        match mode {
-            0 => {}
-            0x40 => self.byte(mem.disp as u8),
-            _ => self.imm32(mem.disp),
-        }
+        let mut operand = Bytes::default();
+        operand.add_operand(reg, mem);
+        self.put(operand);
     }
 
     /// An instruction with registers in ModRM.reg and ModRM.rm.
     pub fn reg(&mut self, wide: bool, opcode: &[u8], reg: Reg, rm: Reg) {
-        self.rex(wide, reg, 0, rm, false);
-        self.bytes(opcode);
-        self.byte(0xc0 | (reg & 7) << 3 | rm & 7);
+        let mut bytes = Bytes::default();
+        bytes.begin(rex_bits(wide, reg, 0, rm), opcode);
+        bytes.add(0xc0 | (reg & 7) << 3 | rm & 7);
+        self.put(bytes);
+    }
+
+    /// An instruction with a register in its opcode's last bits.
+    fn opcode_register(&mut self, wide: bool, opcode: u8, reg: Reg) {
+        let mut bytes = Bytes::default();
+        bytes.begin(rex_bits(wide, 0, 0, reg), &[opcode | reg & 7]);
+        self.put(bytes);
     }
 
     /// Copies a register, 64 bits.
@@ -326,32 +433,38 @@ impl Asm {
     }
 
     /// Loads 64 bits.
+    #[inline(always)]
     pub fn load(&mut self, to: Reg, from: Mem) {
         self.mem(true, &[0x8b], to, from);
     }
 
     /// Loads 32 bits, zero-extended.
+    #[inline(always)]
     pub fn load32(&mut self, to: Reg, from: Mem) {
         self.mem(false, &[0x8b], to, from);
     }
 
     /// Stores 64 bits.
+    #[inline(always)]
     pub fn store(&mut self, to: Mem, from: Reg) {
         self.mem(true, &[0x89], from, to);
     }
 
     /// Stores 32 bits.
+    #[inline(always)]
     pub fn store32(&mut self, to: Mem, from: Reg) {
         self.mem(false, &[0x89], from, to);
     }
 
     /// Stores a constant of 32 bits.
+    #[inline(always)]
     pub fn store_imm32(&mut self, to: Mem, value: u32) {
         self.mem(false, &[0xc7], 0, to);
         self.imm32(value as i32);
     }
 
     /// Stores a constant of 64 bits that is a sign-extended one of 32.
+    #[inline(always)]
     pub fn store_imm64(&mut self, to: Mem, value: i32) {
         self.mem(true, &[0xc7], 0, to);
         self.imm32(value);
@@ -360,20 +473,19 @@ impl Asm {
     /// Loads a constant, by the shortest encoding. The flags stay.
     pub fn mov_imm(&mut self, to: Reg, value: u64) {
         if let Ok(value) = u32::try_from(value) {
-            self.rex(false, 0, 0, to, false);
-            self.byte(0xb8 | to & 7);
+            self.opcode_register(false, 0xb8, to);
             self.imm32(value as i32);
         } else if let Ok(value) = i32::try_from(value as i64) {
             self.reg(true, &[0xc7], 0, to);
             self.imm32(value);
         } else {
-            self.rex(true, 0, 0, to, false);
-            self.byte(0xb8 | to & 7);
-            self.bytes(&value.to_le_bytes());
+            self.opcode_register(true, 0xb8, to);
+            self.part.put(value, 8);
         }
     }
 
     /// Computes an address of 64 or 32 bits.
+    #[inline(always)]
     pub fn lea(&mut self, wide: bool, to: Reg, address: Mem) {
         self.mem(wide, &[0x8d], to, address);
     }
@@ -384,8 +496,7 @@ impl Asm {
             self.reg(wide, &[0x83], op as u8, to);
             self.byte(short as u8);
         } else if to == RAX {
-            self.rex(wide, 0, 0, 0, false);
-            self.byte((op as u8) << 3 | 5);
+            self.opcode_register(wide, (op as u8) << 3 | 5, RAX);
             self.imm32(value);
         } else {
             self.reg(wide, &[0x81], op as u8, to);
@@ -394,11 +505,13 @@ impl Asm {
     }
 
     /// ALU operation of a register and memory, 64 bits.
+    #[inline(always)]
     pub fn alu_mem(&mut self, op: Alu, wide: bool, to: Reg, from: Mem) {
         self.mem(wide, &[(op as u8) << 3 | 3], to, from);
     }
 
     /// Compares a byte of memory with a constant.
+    #[inline(always)]
     pub fn cmp_byte(&mut self, at: Mem, value: u8) {
         self.mem(false, &[0x80], 7, at);
         self.byte(value);
@@ -428,6 +541,7 @@ impl Asm {
     }
 
     /// Compares 32 bits of memory with a small constant.
+    #[inline(always)]
     pub fn cmp32_imm8(&mut self, at: Mem, value: i8) {
         self.mem(false, &[0x83], 7, at);
         self.byte(value as u8);
@@ -471,7 +585,7 @@ impl Asm {
 
     fn label_fixup(&mut self, label: Label) {
         self.imm32(0);
-        self.fixups.push((self.code.len(), label));
+        self.fixups.push((self.part.length, label));
     }
 
     /// Jumps to an offset of code memory. Gives where the 32-bit displacement lies.
@@ -493,6 +607,7 @@ impl Asm {
     }
 
     /// Jumps to where a word of memory says.
+    #[inline(always)]
     pub fn jmp_mem(&mut self, at: Mem) {
         self.mem(false, &[0xff], 4, at);
     }
@@ -504,14 +619,12 @@ impl Asm {
 
     /// Pushes on the host's stack.
     pub fn push(&mut self, from: Reg) {
-        self.rex(false, 0, 0, from, false);
-        self.byte(0x50 | from & 7);
+        self.opcode_register(false, 0x50, from);
     }
 
     /// Pops from the host's stack.
     pub fn pop(&mut self, to: Reg) {
-        self.rex(false, 0, 0, to, false);
-        self.byte(0x58 | to & 7);
+        self.opcode_register(false, 0x58, to);
     }
 
     /// Returns on the host's stack.
@@ -532,12 +645,19 @@ impl Asm {
     }
 }
 
-/// Writes the displacements of the part that begins at `start`.
-fn resolve(code: &mut [u8], start: u32, fixups: &[(usize, Label)], labels: &[u32]) {
-    for &(end, label) in fixups {
-        let target = labels[label.0];
-        debug_assert_ne!(target, UNBOUND, "a label without a place");
-        let displacement = target.wrapping_sub(start + end as u32);
-        code[end - 4..end].copy_from_slice(&displacement.to_le_bytes());
+/// What lies in the environment, by way of the stack pointer.
+#[inline(always)]
+fn on_stack(mem: Mem) -> Mem {
+    Mem {
+        env: false,
+        base: Some(RSP),
+        index: mem.index.or(mem.base.map(|base| (base, 0))),
+        disp: mem.disp,
     }
+}
+
+/// The bits W, R, X and B of REX.
+#[inline(always)]
+const fn rex_bits(wide: bool, reg: Reg, index: Reg, base: Reg) -> u8 {
+    (wide as u8) << 3 | (reg >> 3) << 2 | (index >> 3) << 1 | base >> 3
 }

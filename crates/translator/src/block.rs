@@ -25,11 +25,12 @@ use crate::mode::Mode;
 use crate::near::Near;
 use crate::rare::Rare;
 use crate::registers::names_stack_pointer;
+use crate::shapes::Shapes;
 use crate::stubs::Stubs;
 use crate::tables::{Cell, Entry, Loc, Site, Tables};
 use crate::tuning::Tuning;
 use belljar_passthrough::Unit;
-use iced_x86::{Instruction, InstructionInfoFactory};
+use iced_x86::Instruction;
 use std::mem::offset_of;
 
 /// The most instructions of a block.
@@ -110,7 +111,7 @@ impl Layout {
 pub struct Block<'a> {
     pub asm: &'a mut Asm,
     pub tables: &'a mut Tables,
-    pub info: &'a mut InstructionInfoFactory,
+    pub shapes: &'a mut Shapes,
     pub stubs: &'a Stubs,
     pub tuning: &'a Tuning,
     pub mode: Mode,
@@ -150,7 +151,7 @@ pub struct Block<'a> {
     /// The host may raise an exception for the next access: its address came of a near copy, or its
     /// instruction is one that may fault by itself.
     pub may_raise: bool,
-    pub rare: Vec<Rare>,
+    pub rare: &'a mut Vec<Rare>,
 }
 
 impl Block<'_> {

@@ -2,17 +2,19 @@
 
 mod jumps;
 
-use crate::access::writes_memory;
-use crate::asm::Asm;
+use crate::asm::{Asm, CAPACITY};
 use crate::block::{Block, Guest, Layout, MOST};
 use crate::bound::Place;
 use crate::env::Env;
 use crate::groups::{self, Group};
+use crate::kinds::Kinds;
 use crate::mixer::Mixer;
 use crate::mode::Mode;
 use crate::near;
+use crate::rare::Rare;
 use crate::recent::Recent;
 use crate::scan::{Fragment, scan};
+use crate::shapes::Shapes;
 use crate::stubs::{self, Stubs};
 use crate::tables::{ANY_PAGE, Entry, Loc, Tables};
 use crate::trace::Translation;
@@ -25,15 +27,14 @@ use belljar_passthrough::Error;
 use belljar_passthrough::code_memory::CodeMemory;
 use belljar_passthrough::fault::Registration;
 use belljar_x86::Exception;
-use iced_x86::InstructionInfoFactory;
 use jumps::Jumps;
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasherDefault;
 
-/// The most bytes that a block's code may take.
-const LARGEST_BLOCK: usize = 64 << 10;
 /// The longest instruction. SDM 2A, 2.3.11.
 const LONGEST: usize = 15;
+/// Bytes that are read of a block at first: most are much shorter.
+const WINDOW: usize = 256;
 
 /// What a block is found by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -69,21 +70,42 @@ pub struct Translated {
     sources: [Source; 2],
 }
 
-/// The code of a block.
+/// The code of a block, whose bytes are in [`Cache::bytes`].
 struct Scanned {
-    bytes: [u8; LONGEST * MOST],
-    length: usize,
     sources: [Source; 2],
     /// The address behind its last instruction.
     next: u64,
 }
 
-/// A page that code was translated from.
+/// A page that code was translated from. What is translated together lies in one page mostly, whose
+/// table is at hand while one of all blocks would not be.
 #[derive(Debug)]
 struct Page {
     generation: u32,
-    blocks: Vec<Key>,
+    /// The blocks that begin here, by address and mode.
+    blocks: Map<(u64, Mode), Translated>,
+    /// Blocks that begin in the page before and end here.
+    tails: Vec<Key>,
     starts: Box<Starts>,
+}
+
+impl Page {
+    fn new(generation: u32) -> Self {
+        Self {
+            generation,
+            blocks: Map::default(),
+            tails: Vec::new(),
+            starts: Box::new(Starts::NONE),
+        }
+    }
+
+    /// The block of `key`, which begins here if there is one.
+    fn block(&self, key: &Key) -> Option<&Translated> {
+        if !self.starts.has(key.rip) {
+            return None;
+        }
+        self.blocks.get(&(key.rip, key.mode))
+    }
 }
 
 /// At which bytes of a page blocks begin, in whatever mode: most questions are answered without a look
@@ -139,7 +161,6 @@ pub struct Cache {
     stubs_end: u32,
     /// What the code refers to by number.
     pub tables: Tables,
-    blocks: Map<Key, Translated>,
     pages: Map<u32, Page>,
     /// [`CodePages::changes`] when the pages were last looked at.
     seen: u64,
@@ -152,9 +173,14 @@ pub struct Cache {
     /// Where jumps lead.
     jumps: Jumps,
     asm: Asm,
-    info: InstructionInfoFactory,
+    kinds: Kinds,
+    shapes: Shapes,
     bmi2: bool,
     guests: Vec<Guest>,
+    /// The bytes of the block under translation.
+    bytes: Box<[u8; LONGEST * MOST]>,
+    /// What is rarely executed of it.
+    rare: Vec<Rare>,
     dealer: near::Dealer,
     /// What happened.
     pub counts: Counts,
@@ -211,7 +237,6 @@ impl Cache {
             stubs_end: memory.used(),
             memory,
             tables: Tables::default(),
-            blocks: Map::default(),
             pages: Map::default(),
             seen: 0,
             exact: Set::default(),
@@ -219,9 +244,12 @@ impl Cache {
             recent: Recent::new(),
             jumps: Jumps::new(),
             asm: Asm::of_blocks(),
-            info: InstructionInfoFactory::new(),
+            kinds: Kinds::default(),
+            shapes: Shapes::new(),
             bmi2: is_x86_feature_detected!("bmi2"),
             guests: Vec::new(),
+            bytes: Box::new([0; LONGEST * MOST]),
+            rare: Vec::new(),
             dealer: near::Dealer::default(),
             counts: Counts::default(),
         })
@@ -242,7 +270,6 @@ impl Cache {
         self.counts.evictions += 1;
         self.memory.truncate(self.stubs_end);
         self.tables.clear();
-        self.blocks.clear();
         self.pages.clear();
         self.straddles.clear();
         self.recent.forget();
@@ -288,13 +315,19 @@ impl Cache {
                 continue;
             };
             self.counts.invalidations += 1;
-            for key in info.blocks {
-                self.blocks.remove(&key);
-            }
+            self.drop_blocks(&info.tails);
         }
         if !stale.is_empty() {
             self.recent.forget();
             self.forget_jumps(env);
+        }
+    }
+
+    fn drop_blocks(&mut self, keys: &[Key]) {
+        for key in keys {
+            if let Some(page) = self.pages.get_mut(&key.page) {
+                page.blocks.remove(&(key.rip, key.mode));
+            }
         }
     }
 
@@ -325,8 +358,7 @@ impl Cache {
             return Ok(Some(Found::in_page(layout, number, global)));
         }
         let code = core.mmu.memory().code();
-        if self.starts(number).is_some_and(|starts| starts.has(rip))
-            && let Some(block) = self.blocks.get(&key).copied()
+        if let Some(block) = self.block(&key)
             && block.sources[0].is_current(code)
             && (block.sources[1] == Source::ABSENT || block.sources[1].is_current(code))
             && second_page_holds(core, rip, &block)
@@ -374,9 +406,9 @@ impl Cache {
         flushes.is_empty() && code.changes() == self.seen
     }
 
-    /// At which bytes of a page blocks begin, if any do.
-    fn starts(&self, page: u32) -> Option<&Starts> {
-        self.pages.get(&page).map(|page| &*page.starts)
+    /// The block of `key`, if it was translated.
+    fn block(&self, key: &Key) -> Option<Translated> {
+        self.pages.get(&key.page)?.block(key).copied()
     }
 
     /// Translates the block of `key`; `None` if its first instruction must be interpreted.
@@ -388,7 +420,7 @@ impl Cache {
         rip: u64,
         page: CodePage,
     ) -> Option<Translated> {
-        if self.tables.is_full() || self.memory.room() < LARGEST_BLOCK {
+        if self.tables.is_full() || self.memory.room() < CAPACITY {
             self.clear(env);
         }
         let scanned = self.scan(core, &key, rip, page)?;
@@ -396,29 +428,20 @@ impl Cache {
         self.emit(env, key, rip, &scanned, &groups)
     }
 
-    /// Decodes the block of `key` into `guests`.
+    /// Decodes the block of `key` into `guests` and `bytes`.
     fn scan(&mut self, core: &mut Core, key: &Key, rip: u64, page: CodePage) -> Option<Scanned> {
-        let mut sources = [belljar_interpreter::mark(core, page)?, Source::ABSENT];
+        let mut sources = [self.mark(core, page, key.page)?, Source::ABSENT];
         let offset = rip % PAGE_SIZE;
-        let mut bytes = [0; LONGEST * MOST];
         let room = (PAGE_SIZE - offset) as usize;
-        let mut length = room.min(bytes.len() - LONGEST);
-        core.mmu.read_code(page, offset, &mut bytes[..length]);
-        let most = self.tuning.most_instructions;
-        let blocks = &self.blocks;
-        let starts = self.pages.get(&key.page).map(|page| &page.starts);
-        let begins = |at: u64| {
-            starts.is_some_and(|starts| starts.has(at))
-                && blocks.contains_key(&Key::new(at, key.mode, key.page))
-        };
-        let guests = &mut self.guests;
-        let source = Fragment {
-            rip,
-            bytes: &bytes[..length],
-            page,
-            exact: key.mode.counting() || self.exact.contains(&key.page),
-        };
-        let mut next = scan(core, key.mode, &source, most, begins, guests);
+        let whole = room.min(LONGEST * MOST - LONGEST);
+        let mut next = rip;
+        for length in [WINDOW.min(whole), whole] {
+            next = self.scan_bytes(core, key, rip, page, length);
+            // What lies within the window cannot go on beyond it.
+            if length == whole || next.wrapping_sub(rip) <= (WINDOW - LONGEST) as u64 {
+                break;
+            }
+        }
         if self.guests.is_empty() {
             if key.mode.is_code32() && second_page(rip) >> 32 != 0 {
                 // Beyond the limit of CS.
@@ -426,9 +449,10 @@ impl Cache {
             }
             let second = core.mmu.code_page(&core.cpu, second_page(rip)).ok()?;
             sources[1] = belljar_interpreter::mark(core, second)?;
-            length = room + LONGEST;
-            core.mmu.read_code(second, 0, &mut bytes[room..length]);
-            let one = belljar_interpreter::decoder(core, rip, &bytes[..length])
+            let length = room + LONGEST;
+            let bytes = &mut self.bytes[..length];
+            core.mmu.read_code(second, 0, &mut bytes[room..]);
+            let one = belljar_interpreter::decoder(core, rip, bytes)
                 .decode()
                 .len();
             let source = Fragment {
@@ -437,23 +461,75 @@ impl Cache {
                 page,
                 exact: true,
             };
-            next = scan(core, key.mode, &source, most, |_| false, &mut self.guests);
+            let most = self.tuning.most_instructions;
+            let kinds = self.kinds.of(key.mode);
+            next = scan(
+                core,
+                key.mode,
+                kinds,
+                &source,
+                most,
+                |_| false,
+                &mut self.guests,
+            );
             if self.guests.is_empty() {
                 return None;
             }
         }
-        Some(Scanned {
+        Some(Scanned { sources, next })
+    }
+
+    /// Says that code of a page is about to be translated, unless it is known.
+    fn mark(&self, core: &mut Core, page: CodePage, number: u32) -> Option<Source> {
+        let generation = core.mmu.memory().code().generation(number as usize);
+        match self.pages.get(&number) {
+            Some(known) if known.generation == generation => Some(Source {
+                page: number,
+                generation,
+            }),
+            _ => belljar_interpreter::mark(core, page),
+        }
+    }
+
+    /// Decodes what of a block lies in the `length` bytes from `rip` on; gives where it ends.
+    fn scan_bytes(
+        &mut self,
+        core: &Core,
+        key: &Key,
+        rip: u64,
+        page: CodePage,
+        length: usize,
+    ) -> u64 {
+        let bytes = &mut self.bytes[..length];
+        core.mmu.read_code(page, rip % PAGE_SIZE, bytes);
+        let known = self.pages.get(&key.page);
+        let begins = |at: u64| {
+            let key = Key::new(at, key.mode, key.page);
+            known.is_some_and(|page| page.block(&key).is_some())
+        };
+        let source = Fragment {
+            rip,
             bytes,
-            length,
-            sources,
-            next,
-        })
+            page,
+            exact: key.mode.counting() || self.exact.contains(&key.page),
+        };
+        let most = self.tuning.most_instructions;
+        let kinds = self.kinds.of(key.mode);
+        scan(
+            core,
+            key.mode,
+            kinds,
+            &source,
+            most,
+            begins,
+            &mut self.guests,
+        )
     }
 
     /// The groups of the block in `guests`, whose accesses that stay near are found, too.
     fn groups(&mut self, key: &Key, rip: u64) -> Vec<Group> {
         near::find(&mut self.guests, &mut self.dealer);
-        let info = &mut self.info;
+        let shapes = &mut self.shapes;
         if key.mode.is_narrow() {
             for guest in &mut self.guests {
                 guest.member = None;
@@ -461,7 +537,7 @@ impl Cache {
             Vec::new()
         } else {
             groups::find(&mut self.guests, rip & !0xfff, |ins| {
-                writes_memory(info, ins)
+                shapes.writes_memory(ins)
             })
         }
     }
@@ -475,7 +551,7 @@ impl Cache {
         scanned: &Scanned,
         groups: &[Group],
     ) -> Option<Translated> {
-        let bytes = &scanned.bytes[..scanned.length];
+        let bytes = &self.bytes[..];
         let next = scanned.next;
         self.asm
             .restart(self.memory.next(), self.memory.next_rare());
@@ -483,7 +559,7 @@ impl Cache {
         let block = Block {
             asm: &mut self.asm,
             tables: &mut self.tables,
-            info: &mut self.info,
+            shapes: &mut self.shapes,
             stubs: &self.stubs,
             tuning: &self.tuning,
             // What follows a block without groups may have them.
@@ -511,11 +587,10 @@ impl Cache {
             lost: false,
             owed: 0,
             may_raise: false,
-            rare: Vec::new(),
+            rare: &mut self.rare,
         };
         let layout = block.translate(next);
-        let code = self.asm.finish();
-        let Some(layout) = layout else {
+        let Some((layout, code)) = layout.zip(self.asm.finish()) else {
             self.tables.faults.truncate(faults);
             self.tables.forget_cells(cells);
             return None;
@@ -550,31 +625,29 @@ impl Cache {
     }
 
     fn enter(&mut self, env: &mut Env, key: Key, block: Translated) {
-        self.blocks.insert(key, block);
         for source in block.sources {
             if source == Source::ABSENT {
                 continue;
             }
-            let page = self.pages.entry(source.page).or_insert_with(|| Page {
-                generation: source.generation,
-                blocks: Vec::new(),
-                starts: Box::new(Starts::NONE),
-            });
-            if source.page == key.page {
-                page.starts.add(key.rip);
+            let page = self
+                .pages
+                .entry(source.page)
+                .or_insert_with(|| Page::new(source.generation));
+            if page.generation != source.generation {
+                // It changed while the block was translated.
+                let old = std::mem::replace(page, Page::new(source.generation));
+                self.drop_blocks(&old.tails);
+                self.recent.forget();
+                self.forget_jumps(env);
             }
-            let old = std::mem::replace(&mut page.generation, source.generation);
-            if old == source.generation {
-                page.blocks.push(key);
-                continue;
-            }
-            // It changed while the block was translated.
-            let stale = std::mem::replace(&mut page.blocks, vec![key]);
-            for old in stale.into_iter().filter(|old| *old != key) {
-                self.blocks.remove(&old);
-            }
-            self.recent.forget();
-            self.forget_jumps(env);
+        }
+        let [first, second] = block.sources.map(|source| source.page);
+        if let Some(page) = self.pages.get_mut(&first) {
+            page.starts.add(key.rip);
+            page.blocks.insert((key.rip, key.mode), block);
+        }
+        if let Some(page) = self.pages.get_mut(&second) {
+            page.tails.push(key);
         }
     }
 
@@ -596,7 +669,7 @@ impl Cache {
         if *count != FEW {
             return;
         }
-        let Some(old) = self.blocks.get(&key).copied() else {
+        let Some(old) = self.block(&key) else {
             return;
         };
         let evictions = self.counts.evictions;
@@ -616,7 +689,9 @@ impl Cache {
             layout: new.layout,
             ..old
         };
-        self.blocks.insert(key, new);
+        if let Some(page) = self.pages.get_mut(&key.page) {
+            page.blocks.insert((key.rip, key.mode), new);
+        }
         self.recent.forget();
     }
 

@@ -54,7 +54,7 @@ pub fn field_of(ins: &Instruction, kind: K) -> Option<Field> {
 }
 
 /// Whether it is an operation of the accumulator and a constant in the form that is for those alone.
-fn names_accumulator(ins: &Instruction) -> bool {
+pub fn names_accumulator(ins: &Instruction) -> bool {
     is_binary(ins.mnemonic()) && is_accumulator(ins.op_code().op_kind(0))
 }
 
@@ -80,15 +80,13 @@ const fn is_accumulator(kind: K) -> bool {
 
 /// The form with ModRM of an instruction that [`names_accumulator`], whose place is another register
 /// of the host.
-pub fn freed_of_accumulator<'a>(ins: &Instruction, mut encoding: Encoding<'a>) -> Encoding<'a> {
-    if names_accumulator(ins) {
-        let size = encoding.opcode & 1;
-        // TEST is in the third group, the others in the first in the order of their opcodes.
-        (encoding.opcode, encoding.modrm) = match encoding.opcode {
-            0xa8 | 0xa9 => (0xf6 | size, Some(0xc0)),
-            opcode => (0x80 | size, Some(0xc0 | opcode & 0x38)),
-        };
-    }
+pub fn freed_of_accumulator(mut encoding: Encoding<'_>) -> Encoding<'_> {
+    let size = encoding.opcode & 1;
+    // TEST is in the third group, the others in the first in the order of their opcodes.
+    (encoding.opcode, encoding.modrm) = match encoding.opcode {
+        0xa8 | 0xa9 => (0xf6 | size, Some(0xc0)),
+        opcode => (0x80 | size, Some(0xc0 | opcode & 0x38)),
+    };
     encoding
 }
 

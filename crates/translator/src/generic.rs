@@ -1,47 +1,18 @@
 //! Innocuous instructions: written anew, with their registers and memory operand replaced.
 
-use crate::access::{writes_memory, writes_operand};
-use crate::asm::{self, Mem, R10, RAX, Reg, at};
-use crate::block::{Block, Guest};
+use crate::access::memory_operand;
+use crate::asm::{self, Bytes, Mem, R10, RAX, Reg, at};
+use crate::block::Block;
 use crate::encoding::{Encoding, Form, REX_W};
 use crate::env::Env;
 use crate::forms::{
-    Field, can_be_memory, exchanged, field_of, freed_of_accumulator, freed_of_address, lengthened,
+    Field, can_be_memory, exchanged, freed_of_accumulator, freed_of_address, lengthened,
 };
-use crate::registers::{self, GUEST_RAX, Place, is_high_byte, number};
+use crate::registers::{self, GUEST_RAX, Place, is_high_byte, names_high_byte, number};
+use crate::shapes::Shape;
 use crate::x87::is_x87;
 use belljar_passthrough::Unit;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
-
-/// Instructions that use RAX without naming it.
-fn uses_rax(mnemonic: Mnemonic) -> bool {
-    matches!(
-        mnemonic,
-        Mnemonic::Mul
-            | Mnemonic::Imul
-            | Mnemonic::Div
-            | Mnemonic::Idiv
-            | Mnemonic::Cbw
-            | Mnemonic::Cwde
-            | Mnemonic::Cdqe
-            | Mnemonic::Cwd
-            | Mnemonic::Cdq
-            | Mnemonic::Cqo
-            | Mnemonic::Cmpxchg
-            | Mnemonic::Cmpxchg8b
-            | Mnemonic::Cmpxchg16b
-            | Mnemonic::Lahf
-            | Mnemonic::Sahf
-            | Mnemonic::Pcmpestri
-            | Mnemonic::Pcmpestrm
-            | Mnemonic::Pcmpestri64
-            | Mnemonic::Pcmpestrm64
-            | Mnemonic::Vpcmpestri
-            | Mnemonic::Vpcmpestrm
-            | Mnemonic::Vpcmpestri64
-            | Mnemonic::Vpcmpestrm64
-    )
-}
 
 /// What replaces the operands of one instruction.
 #[derive(Clone, Copy, Debug, Default)]
@@ -89,6 +60,11 @@ impl Operands {
         lent.map(|(_, host)| host)
     }
 
+    /// Whether no register is elsewhere meanwhile.
+    const fn stay(&self) -> bool {
+        self.in_rax.is_none() && self.in_r10.is_none() && self.lent.is_none()
+    }
+
     /// Finds a place for the second operand of CMPXCHG, which needs RAX and R10 otherwise.
     fn lend(&mut self, ins: &Instruction) {
         let used = |host: Reg| {
@@ -106,39 +82,34 @@ impl Operands {
         }
     }
 
-    /// The operands of `ins`, whose fields are exchanged if `exchanged`. `written` tells whether an
-    /// operand is written.
-    fn of(
-        ins: &Instruction,
-        exchanged: bool,
-        mut written: impl FnMut(u32) -> bool,
-    ) -> Option<Self> {
-        let mut operands = Self::default();
-        let registers = || (0..ins.op_count()).filter(|&n| ins.op_kind(n) == OpKind::Register);
-        operands.high = registers().any(|n| is_high_byte(ins.op_register(n)));
-        if crate::access::memory_operand(ins).is_some() {
+    /// The operands of `ins`, whose fields are exchanged if `exchanged`.
+    fn of(ins: &Instruction, shape: Shape, exchanged: bool) -> Option<Self> {
+        let mut operands = Self {
+            high: names_high_byte(ins),
+            ..Self::default()
+        };
+        if memory_operand(ins).is_some() {
             // The address is in R10, which needs REX.
             if operands.high {
                 return None;
             }
             operands.memory = Some(at(R10, 0));
         }
-        let code = ins.op_code();
-        let implicit = registers().any(|n| field_of(ins, code.op_kind(n)) == Some(Field::Implicit));
-        if uses_rax(ins.mnemonic()) && !is_imul_of_more(ins) || implicit {
+        if shape.in_rax {
             operands.in_rax = Some(0);
         }
         if ins.mnemonic() == Mnemonic::Cmpxchg {
             operands.lend(ins);
         }
-        for n in registers() {
-            let register = ins.op_register(n);
+        let registers = registers(ins);
+        for n in 0..ins.op_count().min(4) {
+            let register = registers[n as usize % 4];
+            let Some(mut field) = shape.fields[n as usize % 4] else {
+                continue;
+            };
             if !register.is_gpr() {
                 continue;
             }
-            let Some(mut field) = field_of(ins, code.op_kind(n)) else {
-                continue;
-            };
             if exchanged {
                 field = if field == Field::Reg {
                     Field::Rm
@@ -150,7 +121,7 @@ impl Operands {
                 && operands.memory.is_none()
                 && !operands.high
                 && registers::place(number(register)) == Place::Memory
-                && can_be_memory(ins, n, written(n))
+                && can_be_memory(ins, n, shape.writes(n))
             {
                 operands.environment = Some(Env::gpr(number(register)));
                 continue;
@@ -181,11 +152,6 @@ impl Operands {
     }
 }
 
-/// IMUL with two or three operands, which does not use RAX.
-fn is_imul_of_more(ins: &Instruction) -> bool {
-    ins.mnemonic() == Mnemonic::Imul && ins.op_count() > 1
-}
-
 /// Whether the host may raise an exception for the instruction.
 pub fn may_fault(ins: &Instruction, unit: Unit) -> bool {
     !matches!(unit, Unit::Integer | Unit::IntegerVex)
@@ -208,29 +174,26 @@ impl Block<'_> {
 
     /// Writes an innocuous instruction anew; `false` if it cannot be.
     pub fn innocuous(&mut self, unit: Unit) -> bool {
-        let guest = *self.guest();
-        let ins = guest.ins;
+        let guest = &self.guests[self.now];
+        let ins = &guest.ins;
         let bytes = &self.bytes[guest.offset..guest.offset + ins.len()];
-        let encoding = Encoding::parse(bytes, self.wide());
-        let encoding = encoding.and_then(|encoding| {
-            if self.wide() {
-                Some(encoding)
-            } else {
-                lengthened(&ins, encoding)
-            }
-        });
-        let Some(encoding) = encoding else {
+        let mut encoding = Encoding::parse(bytes, self.wide());
+        if !self.wide() {
+            encoding = encoding.and_then(|encoding| lengthened(ins, encoding));
+        }
+        let Some(mut encoding) = encoding else {
             return false;
         };
-        let encoding = freed_of_address(&ins, freed_of_accumulator(&ins, encoding));
-        let exchanged = exchanged(&ins, &encoding);
-        let is_exchanged = exchanged.is_some();
-        let encoding = exchanged.unwrap_or(encoding);
-        let info = &mut *self.info;
-        let written = |n| writes_operand(info, &ins, n);
-        let Some(mut operands) = Operands::of(&ins, is_exchanged, written) else {
+        let shape = self.shapes.of(ins);
+        if shape.names_accumulator {
+            encoding = freed_of_accumulator(encoding);
+        }
+        encoding = freed_of_address(ins, encoding);
+        let exchanged = exchanged(ins, &encoding);
+        let Some(mut operands) = Operands::of(ins, shape, exchanged.is_some()) else {
             return false;
         };
+        encoding = exchanged.unwrap_or(encoding);
         if !self.is_enabled(unit) {
             return false;
         }
@@ -244,24 +207,24 @@ impl Block<'_> {
             _ => self.need_vector(),
         }
         if is_x87(unit) && operands.memory.is_some() {
-            self.keep_x87_data(&ins);
+            self.keep_x87_data(ins);
         }
         if operands.memory.is_some() {
-            let write = writes_memory(self.info, &ins);
+            let write = self.shapes.writes_memory(ins);
             operands.memory = Some(self.access(size, write));
         }
         if operands.in_r10.is_some() {
             self.held = None;
         }
         self.flags_in();
-        self.load_operands(&ins, &operands);
-        self.may_raise |= may_fault(&ins, unit);
+        self.load_operands(ins, &operands);
+        self.may_raise |= may_fault(ins, unit);
         self.list_if_raising();
-        self.encode(&guest, &encoding, &operands);
+        self.encode(&encoding, &operands);
         self.flags_out();
-        self.store_operands(&ins, &operands);
+        self.store_operands(ins, shape, &operands);
         if is_x87(unit) {
-            self.note_x87(&ins);
+            self.note_x87(ins);
         }
         true
     }
@@ -282,6 +245,9 @@ impl Block<'_> {
     }
 
     fn load_operands(&mut self, ins: &Instruction, operands: &Operands) {
+        if operands.stay() {
+            return;
+        }
         if let Some((guest, host)) = operands.lent {
             self.asm.store(Env::temp(2), host);
             self.asm.load(host, Env::gpr(guest));
@@ -307,7 +273,10 @@ impl Block<'_> {
         }
     }
 
-    fn store_operands(&mut self, ins: &Instruction, operands: &Operands) {
+    fn store_operands(&mut self, ins: &Instruction, shape: Shape, operands: &Operands) {
+        if operands.stay() {
+            return;
+        }
         if let Some((_, host)) = operands.lent {
             self.asm.load(host, Env::temp(2));
         }
@@ -319,9 +288,9 @@ impl Block<'_> {
                 ins.op_kind(n) == OpKind::Register
                     && ins.op_register(n).is_gpr()
                     && number(ins.op_register(n)) == guest
-                    && writes_operand(self.info, ins, n)
+                    && shape.writes(n)
             });
-            if !(written || guest == 0 && uses_rax(ins.mnemonic())) {
+            if !(written || guest == 0 && shape.uses_rax) {
                 continue;
             }
             match registers::place(guest) {
@@ -332,23 +301,24 @@ impl Block<'_> {
     }
 
     /// Writes the instruction with other operands.
-    fn encode(&mut self, guest: &Guest, encoding: &Encoding, operands: &Operands) {
+    fn encode(&mut self, encoding: &Encoding, operands: &Operands) {
         if let Form::Legacy(_) = encoding.form {
-            self.encode_legacy(guest, encoding, operands);
+            self.encode_legacy(encoding, operands);
         } else {
             self.encode_vector(encoding, operands);
         }
     }
 
-    fn encode_legacy(&mut self, guest: &Guest, encoding: &Encoding, operands: &Operands) {
+    fn encode_legacy(&mut self, encoding: &Encoding, operands: &Operands) {
+        let mut bytes = Bytes::default();
         if encoding.lock {
-            self.asm.byte(0xf0);
+            bytes.add(0xf0);
         }
         if encoding.operand_size {
-            self.asm.byte(0x66);
+            bytes.add(0x66);
         }
         if let Some(repeat) = encoding.repeat {
-            self.asm.byte(repeat);
+            bytes.add(repeat);
         }
         let modrm = encoding.modrm.unwrap_or(0);
         let (r, b) = (encoding.rex >> 2 & 1, encoding.rex & 1);
@@ -364,29 +334,29 @@ impl Block<'_> {
         // An operation of SPL to DIL without register fields of ours has had its REX.
         let had = encoding.rex != 0 && operands.reg.is_none() && operands.rm.is_none();
         if rex != 0 || operands.needs_rex || had && !operands.high {
-            self.asm.byte(0x40 | rex);
+            bytes.add(0x40 | rex);
+        }
+        if let Form::Legacy(1..) = encoding.form {
+            bytes.add(0x0f);
         }
         match encoding.form {
-            Form::Legacy(1) => self.asm.byte(0x0f),
-            Form::Legacy(2) => self.asm.bytes(&[0x0f, 0x38]),
-            Form::Legacy(3) => self.asm.bytes(&[0x0f, 0x3a]),
+            Form::Legacy(2) => bytes.add(0x38),
+            Form::Legacy(3) => bytes.add(0x3a),
             _ => {}
         }
         if operands.opcode.is_some() {
-            self.asm.byte(encoding.opcode & 0xf8 | rm & 7);
+            bytes.add(encoding.opcode & 0xf8 | rm & 7);
         } else {
-            self.asm.byte(encoding.opcode);
+            bytes.add(encoding.opcode);
         }
-        self.finish(guest, encoding, operands, reg, rm);
-    }
-
-    fn finish(&mut self, _: &Guest, encoding: &Encoding, operands: &Operands, reg: Reg, rm: Reg) {
-        if encoding.modrm.is_some() {
-            let environment = operands.environment.map(|place| self.asm.placed(place));
-            match operands.memory.or(environment) {
-                Some(memory) => self.asm.mem_operand(reg, memory),
-                None => self.asm.byte(0xc0 | (reg & 7) << 3 | rm & 7),
-            }
+        let environment = operands.environment.map(|place| self.asm.placed(place));
+        let memory = operands.memory.or(environment);
+        if encoding.modrm.is_some() && memory.is_none() {
+            bytes.add(0xc0 | (reg & 7) << 3 | rm & 7);
+        }
+        self.asm.put(bytes);
+        if let Some(memory) = memory.filter(|_| encoding.modrm.is_some()) {
+            self.asm.mem_operand(reg, memory);
         }
         self.asm.bytes(encoding.immediate);
     }
@@ -433,6 +403,16 @@ impl Block<'_> {
         }
         self.asm.bytes(encoding.immediate);
     }
+}
+
+/// The registers that are operands, in their order.
+const fn registers(ins: &Instruction) -> [Register; 4] {
+    [
+        ins.op0_register(),
+        ins.op1_register(),
+        ins.op2_register(),
+        ins.op3_register(),
+    ]
 }
 
 /// Innocuous instructions that are not passed on as they stand: none of their forms is worth it.

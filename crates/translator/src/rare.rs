@@ -59,7 +59,8 @@ pub enum Rare {
 impl Block<'_> {
     /// Writes it, and the block is done.
     pub fn write_rare(&mut self) {
-        for rare in std::mem::take(&mut self.rare) {
+        let mut all = std::mem::take(self.rare);
+        for rare in all.drain(..) {
             match rare {
                 Rare::Miss {
                     label,
@@ -120,6 +121,7 @@ impl Block<'_> {
                 }
             }
         }
+        *self.rare = all;
         self.write_empty_cells();
     }
 

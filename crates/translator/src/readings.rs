@@ -74,7 +74,7 @@ impl Block<'_> {
             }
             Place::Memory if narrow => {
                 self.asm
-                    .mem_prefixed(&[0x66], false, &[0x89], RAX, Env::gpr(number), false);
+                    .mem_prefixed(&[0x66], false, &[0x89], RAX, Env::gpr(number));
             }
             Place::Host(host) => self.asm.mov32(host, RAX),
             Place::Memory => self.asm.store(Env::gpr(number), RAX),

@@ -1,7 +1,7 @@
 //! Where the guest's registers live.
 
 use crate::asm::{self, Reg};
-use iced_x86::{Instruction, OpKind, Register};
+use iced_x86::{Instruction, Register};
 
 /// Where a general-purpose register of the guest lives while translated code runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,16 +48,20 @@ pub const fn place(number: u8) -> Place {
 }
 
 /// The number of a general-purpose register of any size; AH, CH, DH and BH have those of RAX, RCX,
-/// RDX and RBX.
+/// RDX and RBX. Of others the number in their file.
 pub fn number(register: Register) -> u8 {
-    let number = register.number() as u8;
-    if !register.is_gpr8() {
-        return number;
-    }
-    match number {
-        0..4 => number,
-        4..8 => number - 4,
-        _ => number - 4,
+    const LOW: u32 = Register::AL as u32;
+    const WORDS: u32 = Register::AX as u32;
+    const LAST: u32 = Register::R15 as u32;
+    match register as u32 {
+        // AL to BL, AH to BH, SPL to R15L.
+        place @ LOW..WORDS => match (place - LOW) as u8 {
+            number @ 0..4 => number,
+            number => number - 4,
+        },
+        // AX to R15W, EAX to R15D, RAX to R15.
+        place @ WORDS..=LAST => ((place - WORDS) & 15) as u8,
+        _ => register.number() as u8,
     }
 }
 
@@ -69,27 +73,41 @@ pub fn is_high_byte(register: Register) -> bool {
     )
 }
 
-/// The general-purpose registers that an instruction names, those of an address with them.
-fn named(ins: &Instruction) -> impl Iterator<Item = Register> {
-    let operands = (0..ins.op_count())
-        .filter(|&n| ins.op_kind(n) == OpKind::Register)
-        .map(|n| ins.op_register(n));
-    operands
-        .chain([ins.memory_base(), ins.memory_index()])
-        .filter(|register| register.is_gpr())
+/// The general-purpose registers that an instruction names, those of an address with them: a bit for each
+/// number, and [`HIGH_BYTE`].
+fn named(ins: &Instruction) -> u32 {
+    let bit = |register: Register| {
+        if !register.is_gpr() {
+            return 0;
+        }
+        let high = if is_high_byte(register) { HIGH_BYTE } else { 0 };
+        1 << number(register) | high
+    };
+    // What is no register of an operand is none at all.
+    bit(ins.op0_register())
+        | bit(ins.op1_register())
+        | bit(ins.op2_register())
+        | bit(ins.op3_register())
+        | bit(ins.memory_base())
+        | bit(ins.memory_index())
 }
+
+/// The bit of AH, CH, DH and BH among those that are [`named`].
+const HIGH_BYTE: u32 = 1 << 16;
+/// The bits of the registers that live in the environment.
+const IN_ENVIRONMENT: u32 = (1 << UNPINNED.end) - (1 << UNPINNED.start);
 
 /// Whether an instruction names a register that lives in the environment.
 pub fn names_environment(ins: &Instruction) -> bool {
-    named(ins).any(|register| place(number(register)) == Place::Memory)
+    named(ins) & IN_ENVIRONMENT != 0
 }
 
 /// Whether an instruction names AH, CH, DH or BH.
 pub fn names_high_byte(ins: &Instruction) -> bool {
-    named(ins).any(is_high_byte)
+    named(ins) & HIGH_BYTE != 0
 }
 
 /// Whether an instruction names the stack pointer.
 pub fn names_stack_pointer(ins: &Instruction) -> bool {
-    named(ins).any(|register| number(register) == RSP_NUMBER)
+    named(ins) & 1 << RSP_NUMBER != 0
 }

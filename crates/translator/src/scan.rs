@@ -4,6 +4,7 @@ use crate::block::{ENOUGH, Guest, Kind};
 use crate::control;
 use crate::flags::{self, Effect};
 use crate::generic::is_left_out;
+use crate::kinds::Known;
 use crate::mode::Mode;
 use crate::privilege;
 use crate::system;
@@ -34,7 +35,7 @@ const PEEK: usize = 12;
 impl Fragment<'_> {
     /// Whether the code at `target` overwrites all status flags before it reads any. Only code of
     /// the same page is looked at: it changes and goes together with the block.
-    fn overwrites_flags(&self, core: &Core, mode: Mode, target: u64) -> bool {
+    fn overwrites_flags(&self, core: &Core, mode: Mode, kinds: &mut Known, target: u64) -> bool {
         if target >> 12 != self.rip >> 12 {
             return false;
         }
@@ -44,12 +45,13 @@ impl Fragment<'_> {
         core.mmu.read_code(self.page, target & 0xfff, bytes);
         let mut decoder = decoder(core, target, bytes);
         let mut live = flags::ALL;
+        let mut ins = Instruction::default();
         for _ in 0..PEEK {
-            let ins = decoder.decode();
+            decoder.decode_out(&mut ins);
             if decoder.last_error() != DecoderError::None {
                 return false;
             }
-            let effect = match kind(core, mode, &ins) {
+            let effect = match kind(core, mode, kinds, &ins) {
                 Kind::Innocuous(_) | Kind::Special => Effect::of(&ins, self.exact),
                 Kind::Nothing | Kind::Lea => Effect::default(),
                 _ => return false,
@@ -72,6 +74,7 @@ impl Fragment<'_> {
 pub fn scan(
     core: &Core,
     mode: Mode,
+    kinds: &mut Known,
     source: &Fragment<'_>,
     most: usize,
     begins: impl Fn(u64) -> bool,
@@ -94,7 +97,7 @@ pub fn scan(
         let kind = if invalid {
             Kind::Interpreted
         } else {
-            kind(core, mode, &ins)
+            kind(core, mode, kinds, &ins)
         };
         let effect = match kind {
             Kind::Innocuous(_) | Kind::Special | Kind::System => Effect::of(&ins, source.exact),
@@ -118,7 +121,7 @@ pub fn scan(
     let mut live = flags::ALL;
     if let Some(target) = leads_on(guests)
         && !source.exact
-        && source.overwrites_flags(core, mode, target)
+        && source.overwrites_flags(core, mode, kinds, target)
     {
         let last = guests.len() - 1;
         if guests[last].kind == Kind::Transfer {
@@ -159,11 +162,19 @@ fn leads_on(guests: &[Guest]) -> Option<u64> {
     }
 }
 
-fn kind(core: &Core, mode: Mode, ins: &Instruction) -> Kind {
-    if !exists(core, ins) || mode.is_relative() && ins.memory_base() == Register::EIP {
+fn kind(core: &Core, mode: Mode, kinds: &mut Known, ins: &Instruction) -> Kind {
+    if mode.is_relative() && ins.memory_base() == Register::EIP {
         return Kind::Interpreted;
     }
     if mode.is_code32() && !reaches(mode, ins) {
+        return Kind::Interpreted;
+    }
+    kinds.kind(ins, || find_kind(core, mode, ins))
+}
+
+/// The kind of an instruction of which translated code can form the addresses.
+fn find_kind(core: &Core, mode: Mode, ins: &Instruction) -> Kind {
+    if !exists(core, ins) {
         return Kind::Interpreted;
     }
     if control::is_branch(ins) {

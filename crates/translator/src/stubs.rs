@@ -88,7 +88,7 @@ extern "sysv64" fn refill(env: *mut Env, linear: u64, size: u64, write: u64) -> 
 
 /// Writes the shared code, the first in `memory`, for a TLB of `tlb_entries` entries.
 pub fn write(memory: &mut CodeMemory, tlb_entries: usize) -> Option<Stubs> {
-    let mut asm = Asm::default();
+    let mut asm = Asm::new();
     asm.restart(memory.next(), memory.next_rare());
     let mut stubs = Stubs::default();
     // Faults of the host continue at the start of code memory.
@@ -127,7 +127,7 @@ pub fn write(memory: &mut CodeMemory, tlb_entries: usize) -> Option<Stubs> {
     stubs.refill_write = asm.here();
     refill_stub(&mut asm, &stubs, spill, true);
     stubs.far = far::write(&mut asm, tlb_entries);
-    memory.append(asm.finish().code)?;
+    memory.append(asm.finish()?.code)?;
     Some(stubs)
 }
 
