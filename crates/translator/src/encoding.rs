@@ -77,17 +77,17 @@ impl<'a> Encoding<'a> {
             immediate: &[],
         };
         loop {
+            // Of REX, only what stands right before the opcode counts. SDM 2A, 2.2.1.
+            let mut rex = 0;
             match *rest.first()? {
                 0x66 => encoding.operand_size = true,
                 byte @ (0xf2 | 0xf3) => encoding.repeat = Some(byte),
                 0xf0 => encoding.lock = true,
                 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 => {}
+                byte @ 0x40..=0x4f if long => rex = byte & 15,
                 _ => break,
             }
-            rest = &rest[1..];
-        }
-        if long && rest[0] & 0xf0 == 0x40 {
-            encoding.rex = rest[0] & 15;
+            encoding.rex = rex;
             rest = &rest[1..];
         }
         rest = encoding.opcode(rest, long)?;
@@ -187,6 +187,17 @@ mod tests {
                 "{length}"
             );
         }
+    }
+
+    #[test]
+    fn rex_counts_right_before_the_opcode_alone() {
+        // mov [rbx], ax behind a REX that does not count; mov [r11], rax behind two of them.
+        let encoding = parse(&[0x48, 0x66, 0x89, 0x03]);
+        assert_eq!((encoding.opcode, encoding.modrm), (0x89, Some(0x03)));
+        assert_eq!((encoding.rex, encoding.operand_size), (0, true));
+        let encoding = parse(&[0x42, 0x41, 0x49, 0x89, 0x03]);
+        assert_eq!((encoding.opcode, encoding.modrm), (0x89, Some(0x03)));
+        assert_eq!(encoding.rex, 9);
     }
 
     #[test]

@@ -194,6 +194,11 @@ impl Block<'_> {
             return false;
         };
         encoding = exchanged.unwrap_or(encoding);
+        // What was taken apart is what was decoded: no address of the guest's is the host's.
+        let in_memory = encoding.modrm.is_some_and(|modrm| modrm < 0xc0);
+        if in_memory != operands.memory.is_some() {
+            return false;
+        }
         if !self.is_enabled(unit) {
             return false;
         }

@@ -47,6 +47,25 @@ fn a_budget_is_kept_to_the_instruction() {
 }
 
 #[test]
+fn rex_prefixes_before_other_prefixes_do_not_count() {
+    let code = assemble(|a| {
+        a.mov(rbx, DATA).unwrap();
+        a.mov(rax, 0x1122_3344_5566_7788u64).unwrap();
+        // mov [rbx], ax; mov [rbx+8], rax; mov [rbx+16], al; mov rcx, rbx
+        a.db(&[0x48, 0x66, 0x89, 0x03]).unwrap();
+        a.db(&[0x4f, 0x48, 0x89, 0x43, 8]).unwrap();
+        a.db(&[0x49, 0x3e, 0x40, 0x88, 0x43, 16]).unwrap();
+        a.db(&[0x4d, 0x48, 0x89, 0xd9]).unwrap();
+        a.hlt().unwrap();
+    });
+    let mut machine = Machine::new(&code);
+    assert_eq!(machine.run().gpr[Gpr::Rcx as usize], DATA);
+    assert_eq!(machine.word(DATA), 0x7788);
+    assert_eq!(machine.word(DATA + 8), 0x1122_3344_5566_7788);
+    assert_eq!(machine.word(DATA + 16), 0x88);
+}
+
+#[test]
 fn a_threads_variables_lie_below_the_base_of_fs() {
     let code = assemble(|a| {
         // mov rax, fs:[-8]; mov rbx, fs:[-16]
