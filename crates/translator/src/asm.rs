@@ -115,7 +115,7 @@ pub const CAPACITY: usize = 64 << 10;
 const WIDEST: usize = 8;
 
 /// A few bytes of an instruction.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bytes {
     /// The first is the lowest.
     value: u64,

@@ -23,9 +23,9 @@ use crate::generic::may_fault;
 use crate::groups::{Group, Member};
 use crate::mode::Mode;
 use crate::near::Near;
+use crate::plans::Plans;
 use crate::rare::Rare;
 use crate::registers::names_stack_pointer;
-use crate::shapes::Shapes;
 use crate::stubs::Stubs;
 use crate::tables::{Cell, Entry, Loc, Site, Tables};
 use crate::tuning::Tuning;
@@ -111,7 +111,7 @@ impl Layout {
 pub struct Block<'a> {
     pub asm: &'a mut Asm,
     pub tables: &'a mut Tables,
-    pub shapes: &'a mut Shapes,
+    pub plans: &'a mut Plans,
     pub stubs: &'a Stubs,
     pub tuning: &'a Tuning,
     pub mode: Mode,

@@ -11,10 +11,10 @@ use crate::kinds::Kinds;
 use crate::mixer::Mixer;
 use crate::mode::Mode;
 use crate::near;
+use crate::plans::Plans;
 use crate::rare::Rare;
 use crate::recent::Recent;
 use crate::scan::{Fragment, scan};
-use crate::shapes::Shapes;
 use crate::stubs::{self, Stubs};
 use crate::tables::{ANY_PAGE, Entry, Loc, Tables};
 use crate::trace::Translation;
@@ -174,7 +174,7 @@ pub struct Cache {
     jumps: Jumps,
     asm: Asm,
     kinds: Kinds,
-    shapes: Shapes,
+    plans: Plans,
     bmi2: bool,
     guests: Vec<Guest>,
     /// The bytes of the block under translation.
@@ -245,7 +245,7 @@ impl Cache {
             jumps: Jumps::new(),
             asm: Asm::of_blocks(),
             kinds: Kinds::default(),
-            shapes: Shapes::new(),
+            plans: Plans::new(),
             bmi2: is_x86_feature_detected!("bmi2"),
             guests: Vec::new(),
             bytes: Box::new([0; LONGEST * MOST]),
@@ -529,7 +529,7 @@ impl Cache {
     /// The groups of the block in `guests`, whose accesses that stay near are found, too.
     fn groups(&mut self, key: &Key, rip: u64) -> Vec<Group> {
         near::find(&mut self.guests, &mut self.dealer);
-        let shapes = &mut self.shapes;
+        let shapes = &mut self.plans.shapes;
         if key.mode.is_narrow() {
             for guest in &mut self.guests {
                 guest.member = None;
@@ -559,7 +559,7 @@ impl Cache {
         let block = Block {
             asm: &mut self.asm,
             tables: &mut self.tables,
-            shapes: &mut self.shapes,
+            plans: &mut self.plans,
             stubs: &self.stubs,
             tuning: &self.tuning,
             // What follows a block without groups may have them.

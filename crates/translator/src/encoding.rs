@@ -23,6 +23,8 @@ pub struct Encoding<'a> {
     pub lock: bool,
     /// The bits W, R, X and B of the REX prefix.
     pub rex: u8,
+    /// The REX prefix is there: it names other byte registers, even if it has no bit.
+    pub has_rex: bool,
     /// The encoding.
     pub form: Form,
     /// The opcode's last byte.
@@ -71,6 +73,7 @@ impl<'a> Encoding<'a> {
             repeat: None,
             lock: false,
             rex: 0,
+            has_rex: false,
             form: Form::Legacy(0),
             opcode: 0,
             modrm: None,
@@ -78,16 +81,16 @@ impl<'a> Encoding<'a> {
         };
         loop {
             // Of REX, only what stands right before the opcode counts. SDM 2A, 2.2.1.
-            let mut rex = 0;
+            let (mut rex, mut has_rex) = (0, false);
             match *rest.first()? {
                 0x66 => encoding.operand_size = true,
                 byte @ (0xf2 | 0xf3) => encoding.repeat = Some(byte),
                 0xf0 => encoding.lock = true,
                 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 => {}
-                byte @ 0x40..=0x4f if long => rex = byte & 15,
+                byte @ 0x40..=0x4f if long => (rex, has_rex) = (byte & 15, true),
                 _ => break,
             }
-            encoding.rex = rex;
+            (encoding.rex, encoding.has_rex) = (rex, has_rex);
             rest = &rest[1..];
         }
         rest = encoding.opcode(rest, long)?;
@@ -105,6 +108,33 @@ impl<'a> Encoding<'a> {
         }
         encoding.immediate = rest;
         Some(encoding)
+    }
+
+    /// All up to ModRM as a number that no other encoding has, less than 2^54.
+    pub fn key(&self) -> u64 {
+        let (form, bytes) = match self.form {
+            Form::Legacy(map) => (1 + map, [0; 3]),
+            Form::Vex([first, second]) => (5, [first, second, 0]),
+            Form::Evex(bytes) => (6, bytes),
+        };
+        let [first, second, third] = bytes.map(u64::from);
+        let repeat = match self.repeat {
+            None => 0,
+            Some(byte) => u64::from(byte & 1) + 1,
+        };
+        let prefixes = u64::from(self.rex)
+            | repeat << 4
+            | u64::from(self.lock) << 6
+            | u64::from(self.operand_size) << 7
+            | u64::from(self.has_rex) << 53;
+        let modrm = self.modrm.map_or(0, |modrm| 0x100 | u64::from(modrm));
+        prefixes
+            | first << 8
+            | second << 16
+            | third << 24
+            | u64::from(self.opcode) << 32
+            | modrm << 40
+            | u64::from(form) << 49
     }
 
     /// Reads escapes and opcode; gives what follows.

@@ -27,6 +27,7 @@ mod kinds;
 mod mixer;
 mod mode;
 mod near;
+mod plans;
 mod privilege;
 mod quick;
 mod rare;

@@ -63,6 +63,9 @@ pub fn find(guests: &mut [Guest], dealer: &mut Dealer) {
                 .map(|_| dealer.next()),
             _ => None,
         };
+        if steps.is_none() {
+            continue;
+        }
         changes(guest, |register, _| bytes &= !bit(register));
         if guest.ins.mnemonic() == Mnemonic::Movzx && is_byte(&guest.ins) {
             bytes |= bit(registers::number(guest.ins.op0_register()));
