@@ -38,7 +38,19 @@ pub struct Encoding<'a> {
 /// REX.W.
 pub const REX_W: u8 = 8;
 
-/// Opcodes of map 0 that have a ModRM byte, a bit each. SDM 2D, table A-2.
+/// Which opcodes of map 0 and map 1 have a ModRM byte.
+static HAS_MODRM: [[bool; 256]; 2] = {
+    let mut has = [[false; 256]; 2];
+    let mut opcode = 0;
+    while opcode < 256 {
+        has[0][opcode] = map0_has_modrm(opcode as u8);
+        has[1][opcode] = map1_has_modrm(opcode as u8);
+        opcode += 1;
+    }
+    has
+};
+
+/// Whether an opcode of map 0 has a ModRM byte. SDM 2D, table A-2.
 const fn map0_has_modrm(opcode: u8) -> bool {
     match opcode {
         0x00..=0x3f => opcode & 7 < 4,
@@ -66,6 +78,7 @@ const fn map1_has_modrm(opcode: u8) -> bool {
 impl<'a> Encoding<'a> {
     /// Takes `bytes`, one whole instruction of 64-bit code if `long`, apart. `None` if it is cut
     /// short.
+    #[inline]
     pub fn parse(bytes: &'a [u8], long: bool) -> Option<Self> {
         let mut rest = bytes;
         let mut encoding = Self {
@@ -82,21 +95,23 @@ impl<'a> Encoding<'a> {
         loop {
             // Of REX, only what stands right before the opcode counts. SDM 2A, 2.2.1.
             let (mut rex, mut has_rex) = (0, false);
-            match *rest.first()? {
+            let (&byte, after) = rest.split_first()?;
+            match byte {
                 0x66 => encoding.operand_size = true,
-                byte @ (0xf2 | 0xf3) => encoding.repeat = Some(byte),
+                0xf2 | 0xf3 => encoding.repeat = Some(byte),
                 0xf0 => encoding.lock = true,
                 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 => {}
-                byte @ 0x40..=0x4f if long => (rex, has_rex) = (byte & 15, true),
+                0x40..=0x4f if long => (rex, has_rex) = (byte & 15, true),
                 _ => break,
             }
             (encoding.rex, encoding.has_rex) = (rex, has_rex);
-            rest = &rest[1..];
+            rest = after;
         }
         rest = encoding.opcode(rest, long)?;
         let has_modrm = match encoding.form {
-            Form::Legacy(0) => map0_has_modrm(encoding.opcode),
-            Form::Legacy(1) => map1_has_modrm(encoding.opcode),
+            Form::Legacy(map @ (0 | 1)) => {
+                HAS_MODRM[usize::from(map)][usize::from(encoding.opcode)]
+            }
             // VZEROUPPER and VZEROALL.
             Form::Vex([map, _]) => !(map & 0x1f == 1 && encoding.opcode == 0x77),
             _ => true,

@@ -83,15 +83,17 @@ pub fn find(
     page: u64,
     mut writes: impl FnMut(&Instruction) -> bool,
 ) -> Vec<Group> {
-    let mut groups: Vec<Group> = Vec::new();
-    let mut open: Vec<Open> = Vec::new();
+    let mut groups: Vec<Group> = Vec::with_capacity(MOST);
+    let mut open: Vec<Open> = Vec::with_capacity(MOST);
     let mut branches = 0;
     for guest in guests.iter_mut() {
         guest.member = None;
         if let Some(access) = access(guest, page, &mut writes) {
             guest.member = join(&mut groups, &mut open, access, branches);
         }
-        change_roots(&mut open, guest);
+        if !open.is_empty() {
+            change_roots(&mut open, guest);
+        }
         branches += u32::from(guest.kind == Kind::Branch);
     }
     for guest in guests {
