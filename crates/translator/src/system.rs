@@ -36,7 +36,13 @@ pub fn is_system(ins: &Instruction, mode: Mode) -> bool {
         | Code::Movsb_m8_m8
         | Code::Movsd_m32_m32
         | Code::Movsq_m64_m64 => {
-            let plain = matches!(ins.op0_kind(), OpKind::MemoryESRDI | OpKind::MemoryESEDI)
+            // An address-size prefix is rare.
+            let usual = if mode.is_code32() {
+                OpKind::MemoryESEDI
+            } else {
+                OpKind::MemoryESRDI
+            };
+            let plain = ins.op0_kind() == usual
                 && !ins.has_segment_prefix()
                 && (ins.has_rep_prefix() != ins.has_repne_prefix());
             plain && !mode.counting()

@@ -47,6 +47,34 @@ fn a_budget_is_kept_to_the_instruction() {
 }
 
 #[test]
+fn string_operations_with_an_address_size_prefix_see_half_of_the_registers() {
+    let counts = [4, 4 | 1u64 << 32];
+    let operations = [0xa4, 0xa5, 0xaa, 0xab];
+    for (operation, count) in operations.map(|it| counts.map(|n| (it, n))).concat() {
+        let code = assemble(|a| {
+            a.mov(rsi, DATA | 5 << 32).unwrap();
+            a.mov(rdi, (DATA + 0x100) | 7 << 32).unwrap();
+            a.mov(rcx, count).unwrap();
+            a.mov(rax, 0x6161_6161u64).unwrap();
+            a.db(&[0x67, 0xf3, operation]).unwrap();
+            a.hlt().unwrap();
+        });
+        let mut machine = Machine::new(&code);
+        machine.write(DATA, &[0x61; 16]);
+        let size = if operation & 1 == 0 { 1 } else { 4 };
+        let gpr = machine.run().gpr;
+        assert_eq!(machine.vector(), None, "{operation:#x}");
+        assert_eq!(gpr[Gpr::Rcx as usize], 0);
+        assert_eq!(gpr[Gpr::Rdi as usize], DATA + 0x100 + 4 * size);
+        if operation < 0xa6 {
+            assert_eq!(gpr[Gpr::Rsi as usize], DATA + 4 * size);
+        }
+        let expected = 0x6161_6161_6161_6161u64 >> (64 - 8 * (4 * size).min(8));
+        assert_eq!(machine.word(DATA + 0x100), expected);
+    }
+}
+
+#[test]
 fn rex_prefixes_before_other_prefixes_do_not_count() {
     let code = assemble(|a| {
         a.mov(rbx, DATA).unwrap();
