@@ -31,6 +31,7 @@ mod vcpu;
 pub mod mmu;
 pub mod processor;
 pub mod tlb;
+pub mod windows;
 
 pub use cache::Source;
 pub use decode::{decoder, exists, mark};

@@ -147,5 +147,6 @@ stress! {
     flush: "flush";
     evict: "evict";
     exit: "exit";
+    windows: "windows";
     everything: "everything";
 }

@@ -37,6 +37,9 @@ pub enum CampaignError {
     /// The engine runs no more cases.
     #[error("the machine failed")]
     Machine(#[from] MachineError),
+    /// The translator has no tuning of that name.
+    #[error("the translator has no tuning of that name")]
+    NoTuning,
     /// There is no such engine here.
     #[error("the engine cannot be had")]
     Engine(#[from] belljar_machine::MachineError),

@@ -6,6 +6,7 @@ use belljar_oracle::{
     Campaign, CampaignError, Catalogue, Flags, Generator, Host, MOST_INSTRUCTIONS, Machine, Rules,
     Runner, Shape, host_cpuid,
 };
+use belljar_translator::{Translator, Tuning};
 use belljar_x86::cpuid::{CpuidConfig, CpuidModel};
 use clap::{Parser, ValueEnum};
 use std::process::ExitCode;
@@ -91,6 +92,9 @@ struct Options {
     /// Run the engine without a budget of instructions, as machines do.
     #[arg(long)]
     without_budget: bool,
+    /// Set the translator up as a stress test does: the tuning's name.
+    #[arg(long)]
+    tuning: Option<String>,
     /// Offer AVX-512 to the engine if the host has it.
     #[arg(long)]
     avx512: bool,
@@ -128,7 +132,13 @@ impl Options {
         let Compared::Engine(choice) = self.engine else {
             return Ok(Box::new(Host::new()?));
         };
-        let mut machine = Machine::new(choose_engine(choice)?, Arc::clone(model), xcr0)?;
+        let engine = match &self.tuning {
+            Some(name) => Arc::new(Translator::with_tuning(
+                Tuning::stressed(name).ok_or(CampaignError::NoTuning)?,
+            )),
+            None => choose_engine(choice)?,
+        };
+        let mut machine = Machine::new(engine, Arc::clone(model), xcr0)?;
         if self.without_budget {
             machine = machine.without_budget()?;
         }

@@ -6,6 +6,7 @@ use belljar_oracle::{
     Campaign, CampaignError, Case, Catalogue, Failure, Flags, Generator, Host, Machine, Outcome,
     Rules, Runner, Shape, Summary, differences, host_cpuid,
 };
+use belljar_translator::{Translator, Tuning};
 use belljar_x86::cpuid::{CpuidConfig, CpuidModel};
 use std::sync::Arc;
 use std::time::Instant;
@@ -214,14 +215,30 @@ struct Engine {
     choice: EngineChoice,
     /// Whether it counts instructions.
     budget: bool,
+    /// The translator's tuning, if it is not the usual one.
+    tuning: Option<&'static str>,
     rules: Rules,
 }
 
 impl Engine {
+    /// The translator as machines run it.
+    fn uncounted(tuning: Option<&'static str>) -> Self {
+        Self {
+            choice: EngineChoice::Translator,
+            budget: false,
+            tuning,
+            rules: Rules {
+                at_fault: Flags::Ignore,
+                ..Rules::default()
+            },
+        }
+    }
+
     fn exact(choice: EngineChoice) -> Self {
         Self {
             choice,
             budget: true,
+            tuning: None,
             rules: Rules::default(),
         }
     }
@@ -244,7 +261,10 @@ fn compare(engine: &Engine, seed: u64, count: u64, shape: Shape, avx512: bool) -
         jobs: std::thread::available_parallelism().map_or(1, usize::from),
     };
     let runner = || -> Result<Box<dyn Runner>, CampaignError> {
-        let chosen = choose_engine(engine.choice)?;
+        let chosen = match engine.tuning.and_then(Tuning::stressed) {
+            Some(tuning) => Arc::new(Translator::with_tuning(tuning)),
+            None => choose_engine(engine.choice)?,
+        };
         let machine = Machine::new(chosen, Arc::clone(&model), xcr0)?;
         Ok(Box::new(if engine.budget {
             machine
@@ -297,12 +317,11 @@ fn the_translator_that_counts_ends_every_case_as_the_host_does() {
 
 #[test]
 fn the_translator_ends_every_case_as_the_host_does() {
-    ends_every_case_as_the_host_does(&Engine {
-        choice: EngineChoice::Translator,
-        budget: false,
-        rules: Rules {
-            at_fault: Flags::Ignore,
-            ..Rules::default()
-        },
-    });
+    ends_every_case_as_the_host_does(&Engine::uncounted(None));
+}
+
+#[test]
+fn the_translator_with_windows_ends_every_case_as_the_host_does() {
+    assert!(Tuning::stressed("windows").is_some());
+    ends_every_case_as_the_host_does(&Engine::uncounted(Some("windows")));
 }

@@ -5,25 +5,34 @@
 //! range's recovery code, with one more than the processor's exception vector in RAX and the old
 //! program counter in R10, and returns.
 //! Recovery runs with the vector state as the fault left it, the flags of MXCSR included.
+//!
+//! A range may ask for page faults, too. Its code has a stack, on which the old program counter, RAX and
+//! R10 are pushed; recovery may go back to the instruction that faulted, as if it had not.
 //! Everything else goes to the handler that was there before.
 
 use crate::Error;
 use belljar_x86::Exception;
 use libc::{c_int, c_void, sigaction, siginfo_t, ucontext_t};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::{io, mem, ptr};
 
 /// Offset of the recovery code for all faults but #XM from the beginning of a range of code.
 pub const RECOVERY: usize = 16;
 /// Offset of the recovery code for #XM: it saves MXCSR and goes on into the other one.
 pub const SIMD_RECOVERY: usize = 0;
+/// Offset of the recovery code for page faults, in a range that asks for them: R10 is the address, RAX
+/// not 0 if it was a write, and above the pushed R10 and RAX lies the address of the instruction.
+pub const PAGE_RECOVERY: usize = 32;
+/// The page fault was a write's. SDM 3A, 4.7.
+const PAGE_FAULT_WRITE: i64 = 1 << 1;
 
 /// Exception vectors as the kernel reports them.
 mod vector {
     pub(super) const DIVIDE_ERROR: i64 = 0;
     pub(super) const INVALID_OPCODE: i64 = 6;
     pub(super) const GENERAL_PROTECTION: i64 = 13;
+    pub(super) const PAGE_FAULT: i64 = 14;
     pub(super) const X87: i64 = 16;
     pub(super) const ALIGNMENT_CHECK: i64 = 17;
     pub(super) const SIMD: i64 = 19;
@@ -36,6 +45,8 @@ const MAX_RANGES: usize = 1024;
 struct Range {
     start: AtomicUsize,
     end: AtomicUsize,
+    /// Whether page faults are recovered from.
+    pages: AtomicBool,
 }
 
 /// Read by the signal handler, hence without locks.
@@ -43,6 +54,7 @@ static RANGES: [Range; MAX_RANGES] = [const {
     Range {
         start: AtomicUsize::new(0),
         end: AtomicUsize::new(0),
+        pages: AtomicBool::new(false),
     }
 }; MAX_RANGES];
 
@@ -63,12 +75,29 @@ impl Registration {
     /// # Errors
     /// If the host refuses the signal handlers, or too many ranges are registered.
     pub fn new(start: usize, size: usize) -> Result<Self, Error> {
+        Self::register(start, size, false)
+    }
+
+    /// The same for code whose page faults continue at [`PAGE_RECOVERY`]. Wherever it may have one, RSP
+    /// is the top of a stack.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    ///
+    /// # Safety
+    /// Below RSP, where the code may have a page fault, three words can be written.
+    pub unsafe fn with_page_faults(start: usize, size: usize) -> Result<Self, Error> {
+        Self::register(start, size, true)
+    }
+
+    fn register(start: usize, size: usize, pages: bool) -> Result<Self, Error> {
         install()?;
         for (index, range) in RANGES.iter().enumerate() {
             let claim = range
                 .start
                 .compare_exchange(0, start, Ordering::AcqRel, Ordering::Relaxed);
             if claim.is_ok() {
+                range.pages.store(pages, Ordering::Release);
                 range.end.store(start + size, Ordering::Release);
                 RANGES_USED.fetch_max(index + 1, Ordering::AcqRel);
                 return Ok(Self(index));
@@ -86,15 +115,16 @@ impl Drop for Registration {
     }
 }
 
-/// The beginning of the range that `pc` lies in.
-fn range_of(pc: usize) -> Option<usize> {
+/// The beginning of the range that `pc` lies in, and whether it asks for page faults.
+fn range_of(pc: usize) -> Option<(usize, bool)> {
     let used = RANGES_USED.load(Ordering::Acquire).min(MAX_RANGES);
     RANGES[..used].iter().find_map(|range| {
         let start = range.start.load(Ordering::Acquire);
         let end = range.end.load(Ordering::Acquire);
-        // Both are of one registration only if the slot has not changed hands in between.
+        let pages = range.pages.load(Ordering::Acquire);
+        // All are of one registration only if the slot has not changed hands in between.
         let same = range.start.load(Ordering::Acquire) == start;
-        (same && start <= pc && pc < end).then_some(start)
+        (same && start <= pc && pc < end).then_some((start, pages))
     })
 }
 
@@ -180,6 +210,7 @@ fn recover(info: &siginfo_t, context: &mut ucontext_t) -> bool {
         vector::DIVIDE_ERROR
             | vector::INVALID_OPCODE
             | vector::GENERAL_PROTECTION
+            | vector::PAGE_FAULT
             | vector::X87
             | vector::ALIGNMENT_CHECK
             | vector::SIMD
@@ -188,9 +219,18 @@ fn recover(info: &siginfo_t, context: &mut ucontext_t) -> bool {
     if !known || info.si_code <= 0 {
         return false;
     }
-    let Some(start) = range_of(registers[libc::REG_RIP as usize] as usize) else {
+    let Some((start, pages)) = range_of(registers[libc::REG_RIP as usize] as usize) else {
         return false;
     };
+    if trap == vector::PAGE_FAULT {
+        // SIGBUS says that the host has no memory for what is mapped.
+        let pages = pages && info.si_signo == libc::SIGSEGV;
+        if pages {
+            // SAFETY: whoever registered the range says that its code has a stack.
+            unsafe { recover_page(registers, start) };
+        }
+        return pages;
+    }
     let recovery = if trap == vector::SIMD {
         SIMD_RECOVERY
     } else {
@@ -201,6 +241,22 @@ fn recover(info: &siginfo_t, context: &mut ucontext_t) -> bool {
     registers[libc::REG_R10 as usize] = registers[libc::REG_RIP as usize];
     registers[libc::REG_RIP as usize] = (start + recovery) as i64;
     true
+}
+
+/// Redirects code that had a page fault to its recovery code.
+///
+/// # Safety
+/// Below the stack pointer three words can be written.
+unsafe fn recover_page(registers: &mut [i64; 23], start: usize) {
+    let stack = registers[libc::REG_RSP as usize] - 24;
+    let saved =
+        [libc::REG_R10, libc::REG_RAX, libc::REG_RIP].map(|number| registers[number as usize]);
+    // SAFETY: the caller's promise.
+    unsafe { (stack as *mut [i64; 3]).write(saved) };
+    registers[libc::REG_RSP as usize] = stack;
+    registers[libc::REG_R10 as usize] = registers[libc::REG_CR2 as usize];
+    registers[libc::REG_RAX as usize] = registers[libc::REG_ERR as usize] & PAGE_FAULT_WRITE;
+    registers[libc::REG_RIP as usize] = (start + PAGE_RECOVERY) as i64;
 }
 
 /// Hands a signal to the handler that was there before.

@@ -17,7 +17,8 @@ use crate::rare::Rare;
 use crate::registers::{self, Place, names_environment, names_high_byte};
 use crate::x87::is_x87;
 use belljar_interpreter::tlb::{self, Entry};
-use iced_x86::{Instruction, OpKind, Register};
+use belljar_interpreter::windows::SLOT_SHIFT;
+use iced_x86::{EncodingKind, Instruction, OpKind, Register};
 use std::mem::offset_of;
 
 /// Bits by which an address is shifted so that its page number counts entries.
@@ -52,6 +53,9 @@ impl Block<'_> {
     /// The flags that matter are in the environment or the host's. Changes RAX.
     pub fn access(&mut self, size: usize, write: bool) -> Mem {
         let guest = *self.guest();
+        if let Some((base, displacement)) = self.plain_base(&guest.ins) {
+            return self.through_slot(guest.member, base, displacement);
+        }
         if let Some(member) = guest.member {
             let ins = guest.ins;
             return self.shared(member, size, write, |block, start| {
@@ -64,9 +68,68 @@ impl Block<'_> {
                 block.lea_word(R10, address);
             });
         }
-        self.spare_flags(guest.live);
+        if !self.windows {
+            self.spare_flags(guest.live);
+        }
         let address = self.address(&guest.ins, size);
         self.check_operand(address, size, write);
+        at(R10, 0)
+    }
+
+    /// The base and the displacement of the instruction's memory operand, if it has no more, and they can
+    /// be named as they are in a window.
+    fn plain_base(&self, ins: &Instruction) -> Option<(asm::Reg, i32)> {
+        let base = ins.memory_base();
+        let plain = self.windows
+            && base.is_gpr64()
+            && ins.memory_index() == Register::None
+            && based_on(ins).is_none()
+            && ins.encoding() != EncodingKind::EVEX;
+        match registers::place(registers::number(plain.then_some(base)?)) {
+            Place::Host(host) => Some((host, ins.memory_displacement64() as i32)),
+            Place::Memory => None,
+        }
+    }
+
+    /// The place `displacement` from a base in a window: what leads into the base's slot is added, in R10.
+    /// The flags stay, and so does RAX. The accesses of a group share it: an operand that leaves its base's
+    /// slot lies beside the window, where there is nothing.
+    pub fn through_slot(
+        &mut self,
+        member: Option<Member>,
+        base: asm::Reg,
+        displacement: i32,
+    ) -> Mem {
+        let group = member.map(|member| member.group);
+        let bit = group.map_or(0, |group| 1 << group);
+        if self.checked & bit == 0 {
+            self.held = None;
+            self.lead_to_slot(R10, base);
+            self.checked |= bit;
+            if let Some(group) = group.filter(|group| self.is_asked_again(*group)) {
+                self.kept |= bit;
+                self.asm.store(Env::shared(group), R10);
+            }
+        } else if let Some(group) = group.filter(|group| self.held != Some(*group)) {
+            self.lost |= self.kept & bit == 0;
+            self.asm.load(R10, Env::shared(group));
+        }
+        self.held = group;
+        self.may_raise = true;
+        Mem {
+            env: false,
+            base: Some(R10),
+            index: Some((base, 0)),
+            disp: displacement,
+        }
+    }
+
+    /// The same by a check, even if there are windows.
+    pub fn checked_access(&mut self, size: usize, write: bool) -> Mem {
+        let guest = *self.guest();
+        self.spare_flags(guest.live);
+        let address = self.address(&guest.ins, size);
+        self.check(address, size, write);
         at(R10, 0)
     }
 
@@ -84,8 +147,10 @@ impl Block<'_> {
         let bit = 1 << number;
         if self.checked & bit == 0 {
             self.checked |= bit;
-            let live = self.guest().live;
-            self.spare_flags(live);
+            if !self.windows {
+                let live = self.guest().live;
+                self.spare_flags(live);
+            }
             compute(self, group.start);
             let sites = self.tables.sites.len();
             let span = (group.end - group.start) as usize;
@@ -107,6 +172,7 @@ impl Block<'_> {
             self.asm.load(R10, Env::shared(number));
         }
         self.held = Some(number);
+        self.may_raise |= self.windows;
         at(R10, member.offset - group.start)
     }
 
@@ -170,6 +236,11 @@ impl Block<'_> {
                 .alu_imm(Alu::Cmp, false, R10, (size as i32).wrapping_neg());
             self.leave_if(Cond::A);
         }
+        if self.windows {
+            // The flags may matter.
+            self.asm.load(RAX, Env::base(gs));
+            return self.add_to_address();
+        }
         self.asm.alu_mem(Alu::Add, self.wide(), R10, Env::base(gs));
     }
 
@@ -224,13 +295,48 @@ impl Block<'_> {
         }
     }
 
-    /// Turns the address of the instruction's operand into one of the host, in R10, by a near copy if it
-    /// stays near. Changes RAX and the flags.
+    /// Adds RAX to R10. The flags stay.
+    fn add_to_address(&mut self) {
+        let sum = Mem {
+            index: Some((RAX, 0)),
+            ..at(R10, 0)
+        };
+        self.asm.lea(true, R10, sum);
+    }
+
+    /// Turns the address of the instruction's operand into one of the host, in R10: through a window if
+    /// there are any, else by a near copy if it stays near. Changes RAX, and without windows the flags.
     pub fn check_operand(&mut self, address: Address, size: usize, write: bool) {
+        if self.windows {
+            return self.look_through(address);
+        }
         match (self.guest().near, address) {
             (Some(near), Address::Computed) => self.check_near(near, size, write),
             _ => self.check(address, size, write),
         }
+    }
+
+    /// Turns an address into one of the host's, in R10, through a window. Changes RAX.
+    fn look_through(&mut self, address: Address) {
+        self.held = None;
+        if let Address::Constant(value) = address {
+            self.asm.mov_imm(R10, value);
+        }
+        self.lead_to_slot(RAX, R10);
+        self.add_to_address();
+        self.may_raise = true;
+    }
+
+    /// Loads what leads from the slot of an address into its window. The flags stay.
+    fn lead_to_slot(&mut self, to: asm::Reg, address: asm::Reg) {
+        self.asm.rorx(to, address, SLOT_SHIFT as u8);
+        self.asm.movzx_word(to, to);
+        let entry = Mem {
+            base: None,
+            index: Some((to, 3)),
+            ..env(Env::windows())
+        };
+        self.asm.load(to, entry);
     }
 
     /// Turns an address into one of the host, in R10. Changes RAX and the flags.

@@ -131,6 +131,20 @@ impl Bytes {
         self.count += 1;
     }
 
+    /// The number of the next byte.
+    pub const fn next(&self) -> u32 {
+        self.count
+    }
+
+    /// The bytes with the bits of `mask` of byte number `at` inverted.
+    #[must_use]
+    pub const fn inverted(self, at: u32, mask: u8) -> Self {
+        Self {
+            value: self.value ^ (mask as u64).wrapping_shl(8 * at),
+            ..self
+        }
+    }
+
     #[inline(always)]
     fn add32(&mut self, value: i32) {
         self.value |= u64::from(value as u32).wrapping_shl(8 * self.count);
@@ -508,6 +522,11 @@ impl Asm {
     #[inline(always)]
     pub fn alu_mem(&mut self, op: Alu, wide: bool, to: Reg, from: Mem) {
         self.mem(wide, &[(op as u8) << 3 | 3], to, from);
+    }
+
+    /// Copies the lowest 16 bits of a register. The flags stay.
+    pub fn movzx_word(&mut self, to: Reg, from: Reg) {
+        self.reg(false, &[0x0f, 0xb7], to, from);
     }
 
     /// Compares a byte of memory with a constant.

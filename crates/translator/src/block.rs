@@ -136,6 +136,8 @@ pub struct Block<'a> {
     pub x87: bool,
     /// Whether the host has BMI2.
     pub bmi2: bool,
+    /// Whether accesses go through windows.
+    pub windows: bool,
     /// Accesses that share a check.
     pub groups: &'a [Group],
     /// Groups whose check is done.
@@ -148,8 +150,8 @@ pub struct Block<'a> {
     pub lost: bool,
     /// What is still to be added to the stack pointer.
     pub owed: i32,
-    /// The host may raise an exception for the next access: its address came of a near copy, or its
-    /// instruction is one that may fault by itself.
+    /// The host may raise an exception for the next access: its address came of a near copy or leads into
+    /// a window, or its instruction is one that may fault by itself.
     pub may_raise: bool,
     pub rare: &'a mut Vec<Rare>,
 }
@@ -386,6 +388,7 @@ impl Block<'_> {
             uncounted: (self.guests.len() - self.now) as u8,
             mode: self.mode,
             grouped: false,
+            owed: self.owed,
             access: None,
         })
     }

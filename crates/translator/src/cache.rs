@@ -231,7 +231,11 @@ impl Cache {
         let stubs =
             stubs::write(&mut memory, tuning.tlb_entries).ok_or(Error::BadCapacity(size))?;
         Ok(Self {
-            _registration: Registration::new(memory.start() as usize, memory.size())?,
+            // SAFETY: wherever code of this memory runs, RSP is the environment's address or a little less,
+            // and the stack lies below it.
+            _registration: unsafe {
+                Registration::with_page_faults(memory.start() as usize, memory.size())
+            }?,
             tuning,
             stubs,
             stubs_end: memory.used(),
@@ -253,6 +257,11 @@ impl Cache {
             dealer: near::Dealer::default(),
             counts: Counts::default(),
         })
+    }
+
+    /// Whether blocks can compute a place in a table without changing the flags.
+    pub const fn has_flagless_checks(&self) -> bool {
+        self.bmi2
     }
 
     /// Address of an offset of code memory.
@@ -536,9 +545,12 @@ impl Cache {
             }
             Vec::new()
         } else {
-            groups::find(&mut self.guests, rip & !0xfff, |ins| {
-                shapes.writes_memory(ins)
-            })
+            groups::find(
+                &mut self.guests,
+                rip & !0xfff,
+                key.mode.has_windows(),
+                |ins| shapes.writes_memory(ins),
+            )
         }
     }
 
@@ -580,6 +592,7 @@ impl Cache {
             vector: false,
             x87: false,
             bmi2: self.bmi2,
+            windows: key.mode.has_windows() && !key.mode.is_narrow(),
             groups,
             checked: 0,
             kept: 0,

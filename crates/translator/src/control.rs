@@ -238,6 +238,10 @@ impl Block<'_> {
     fn stack_word(&mut self, base: asm::Reg, offset: i32, write: bool) -> Mem {
         let guest = *self.guest();
         let size = self.word() as usize;
+        if self.windows {
+            let owed = if base == GUEST_RSP { self.owed } else { 0 };
+            return self.through_slot(guest.member, base, offset + owed);
+        }
         if let Some(member) = guest.member {
             return self.shared(member, size, write, |block, start| {
                 block.lea_word(R10, at(base, start));
@@ -315,8 +319,10 @@ impl Block<'_> {
 
     fn leave_frame(&mut self) {
         let place = self.stack_word(asm::RBP, 0, false);
+        self.list_if_raising();
+        self.load_word(RAX, place);
         self.lea_word(GUEST_RSP, at(asm::RBP, self.word()));
-        self.load_word(asm::RBP, place);
+        self.move_word(asm::RBP, RAX);
     }
 
     /// BT, BTS, BTR and BTC whose bit number is in a register and counts from the address of memory

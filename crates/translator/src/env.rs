@@ -49,6 +49,11 @@ pub const SYSCALL: u32 = 1;
 /// [`Env::switched`]: SYSRET.
 pub const SYSRET: u32 = 2;
 
+/// [`Env::unmended`]: the page may be mapped the next time.
+pub const LATER: u32 = 1;
+/// [`Env::unmended`]: the page will not be mapped.
+pub const NEVER: u32 = 2;
+
 /// The environment.
 #[derive(Debug)]
 #[repr(C, align(64))]
@@ -96,6 +101,8 @@ pub struct Env {
     pub kept_flags: u32,
     /// The last access that missed the TLB raises a page fault, which the processor holds.
     pub page_fault: u32,
+    /// The last page fault in a window could not be mended: [`LATER`] or [`NEVER`].
+    pub unmended: u32,
     /// The selectors of CS and, in the upper half, SS.
     pub selectors: u64,
     /// Those that SYSCALL and SYSRET load.
@@ -310,6 +317,11 @@ impl Env {
     /// Where is said that set `set` has near copies beside the stack's.
     pub const fn near_used(set: usize) -> Mem {
         env(offset_of!(Env, tlb.used) + 4 * set)
+    }
+
+    /// Offset of the table that leads into windows.
+    pub const fn windows() -> usize {
+        offset_of!(Env, tlb.windows)
     }
 
     /// The host's address that the accesses of a group share.

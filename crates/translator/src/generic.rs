@@ -60,7 +60,11 @@ impl Block<'_> {
         let mut memory = plan.environment.map(environment);
         if plan.memory {
             let write = self.plans.shapes.writes_memory(ins);
-            memory = Some(self.access(size, write));
+            // A register that was lent must not be seen by who looks after a fault.
+            memory = Some(match plan.lent {
+                Some(_) if self.windows => self.checked_access(size, write),
+                _ => self.access(size, write),
+            });
         }
         if plan.in_r10.is_some() {
             self.held = None;
@@ -69,7 +73,13 @@ impl Block<'_> {
         self.load_operands(ins, &plan);
         self.may_raise |= may_fault(ins, unit);
         self.list_if_raising();
-        self.asm.put(plan.head);
+        let index = memory.and_then(|memory| memory.index);
+        let extended = index.is_some_and(|(index, _)| index >= 8);
+        self.asm.put(if extended {
+            plan.head_of_extended()
+        } else {
+            plan.head
+        });
         if let Some(memory) = memory {
             self.asm.mem_operand(plan.reg, memory);
         }

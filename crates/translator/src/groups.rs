@@ -17,6 +17,7 @@ use crate::block::{Guest, Kind};
 use crate::registers::{self, RSP_NUMBER};
 use crate::width::{is_code32, word};
 use crate::x87::is_x87;
+use belljar_interpreter::windows::GUARD;
 use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
 /// The most groups of a block: each has a place in the environment.
@@ -25,6 +26,8 @@ pub const MOST: usize = 12;
 const SPAN: i64 = 256;
 /// The same for those next to the code, whose places do not change.
 const SPAN_OF_CODE: i64 = 2048;
+/// The same for accesses that go through windows: as much as lies around those.
+const SPAN_OF_WINDOWS: i64 = GUARD as i64 / 4;
 const RBP_NUMBER: u8 = 5;
 /// The number of RIP as a base: the address of the block's page.
 const RIP_NUMBER: u8 = 16;
@@ -77,10 +80,12 @@ struct Open {
     moved: i64,
 }
 
-/// Finds the groups of a block in the page at `page`. `writes` tells whether an instruction writes to its memory operand.
+/// Finds the groups of a block in the page at `page`. `windows` tells whether its accesses go through
+/// windows, `writes` whether an instruction writes to its memory operand.
 pub fn find(
     guests: &mut [Guest],
     page: u64,
+    windows: bool,
     mut writes: impl FnMut(&Instruction) -> bool,
 ) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::with_capacity(MOST);
@@ -89,7 +94,7 @@ pub fn find(
     for guest in guests.iter_mut() {
         guest.member = None;
         if let Some(access) = access(guest, page, &mut writes) {
-            guest.member = join(&mut groups, &mut open, access, branches);
+            guest.member = join(&mut groups, &mut open, access, branches, windows);
         }
         if !open.is_empty() {
             change_roots(&mut open, guest);
@@ -109,6 +114,7 @@ fn join(
     open: &mut Vec<Open>,
     access: Access,
     branches: u32,
+    windows: bool,
 ) -> Option<Member> {
     // The newest first: after a group for reads there may be one for writes.
     for candidate in open.iter().rev().filter(|open| open.root == access.root) {
@@ -116,8 +122,10 @@ fn join(
         let offset = candidate.moved + access.offset;
         let start = offset.min(i64::from(group.start));
         let end = (offset + access.size).max(i64::from(group.end));
-        let may_write = group.write || !access.write || group.branches == branches;
-        let span = if access.root.base == RIP_NUMBER {
+        let may_write = windows || group.write || !access.write || group.branches == branches;
+        let span = if windows {
+            SPAN_OF_WINDOWS
+        } else if access.root.base == RIP_NUMBER {
             SPAN_OF_CODE
         } else {
             SPAN

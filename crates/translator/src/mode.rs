@@ -60,6 +60,8 @@ impl Mode {
     /// FS and GS have a limit of 4 GiB.
     const FS: u16 = 1 << 9;
     const GS: u16 = 1 << 10;
+    /// Of 64-bit code, for which segments do not count: its accesses go through windows.
+    const WINDOWS: u16 = Self::DS;
 
     /// The mode of `cpu`; `None` if its code is not translated. AVX is enabled if XCR0 has all bits
     /// of `avx`. `counting` code counts its instructions.
@@ -146,10 +148,25 @@ impl Mode {
         self.0 & Self::COUNTING != 0
     }
 
-    /// The mode without its privilege.
+    /// The mode without its privilege, and what goes with that.
     #[must_use]
     pub const fn habits(self) -> Self {
-        Self(self.0 & !(Self::SET | Self::NARROW))
+        Self(self.with_windows(false).0 & !(Self::SET | Self::NARROW))
+    }
+
+    /// Whether the code's accesses go through windows.
+    pub const fn has_windows(self) -> bool {
+        !self.is_code32() && self.0 & Self::WINDOWS != 0
+    }
+
+    /// The same mode of 64-bit code with windows or without; 32-bit code never has any.
+    #[must_use]
+    pub const fn with_windows(self, windows: bool) -> Self {
+        match (self.is_code32(), windows) {
+            (true, _) => self,
+            (false, true) => Self(self.0 | Self::WINDOWS),
+            (false, false) => Self(self.0 & !Self::WINDOWS),
+        }
     }
 
     /// Whether every access checks for itself.
@@ -185,14 +202,14 @@ impl Mode {
         })
     }
 
-    /// The mode of programs.
+    /// The mode of programs, without windows.
     #[must_use]
     pub const fn of_programs(self) -> Self {
         self.with_set(Set::User)
     }
 
     const fn with_set(self, set: Set) -> Self {
-        Self(self.0 & !Self::SET | set as u16)
+        Self(self.with_windows(false).0 & !Self::SET | set as u16)
     }
 
     /// The mode as a small number.

@@ -20,6 +20,9 @@ const SIZE: usize = 1 << 11;
 pub struct Plan {
     /// Its bytes up to the opcode, and ModRM if that names no memory.
     pub head: Bytes,
+    /// The number of the byte, and the bit of it, that say whether the index is one of the last eight
+    /// registers, if memory is named; no index is.
+    extension: (u32, u8),
     /// What stands in ModRM.reg otherwise.
     pub reg: Reg,
     /// Whether an operand is in memory.
@@ -37,6 +40,12 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// [`head`](Self::head) for an index that is one of the last eight registers.
+    pub const fn head_of_extended(&self) -> Bytes {
+        let (at, bit) = self.extension;
+        self.head.inverted(at, bit)
+    }
+
     /// Whether no register is elsewhere meanwhile.
     pub const fn stays(&self) -> bool {
         self.in_rax.is_none() && self.in_r10.is_none() && self.lent.is_none()
@@ -63,12 +72,14 @@ impl Plan {
             return None;
         }
         let (mut head, reg, rm) = operands.head(&encoding);
+        let extension = Operands::extension(&encoding);
         let named = operands.memory || operands.environment.is_some();
         if encoding.modrm.is_some() && !named {
             head.add(0xc0 | (reg & 7) << 3 | rm & 7);
         }
         Some(Self {
             head,
+            extension,
             reg,
             memory: operands.memory,
             environment: operands.environment,
@@ -250,8 +261,16 @@ impl Operands {
         Some(operands)
     }
 
-    /// The bytes of a legacy instruction up to its opcode, and what stands in ModRM.reg and ModRM.rm.
-    fn legacy(&self, encoding: &Encoding<'_>) -> (Bytes, Reg, Reg) {
+    /// See [`Plan::extension`]. The address in R10 needs REX.
+    fn extension(encoding: &Encoding<'_>) -> (u32, u8) {
+        match encoding.form {
+            Form::Legacy(_) => (Self::prefixes(encoding).next(), 1 << 1),
+            Form::Vex(_) | Form::Evex(_) => (1, 1 << 6),
+        }
+    }
+
+    /// The prefixes of a legacy instruction before REX.
+    fn prefixes(encoding: &Encoding<'_>) -> Bytes {
         let mut bytes = Bytes::default();
         if encoding.lock {
             bytes.add(0xf0);
@@ -262,6 +281,12 @@ impl Operands {
         if let Some(repeat) = encoding.repeat {
             bytes.add(repeat);
         }
+        bytes
+    }
+
+    /// The bytes of a legacy instruction up to its opcode, and what stands in ModRM.reg and ModRM.rm.
+    fn legacy(&self, encoding: &Encoding<'_>) -> (Bytes, Reg, Reg) {
+        let mut bytes = Self::prefixes(encoding);
         let modrm = encoding.modrm.unwrap_or(0);
         let (r, b) = (encoding.rex >> 2 & 1, encoding.rex & 1);
         let reg = self.reg.unwrap_or(r << 3 | modrm >> 3 & 7);

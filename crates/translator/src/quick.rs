@@ -25,17 +25,20 @@ impl TranslatorVcpu {
         if !self.cache.is_up_to_date(flushes, code) {
             return None;
         }
+        core.set_access(self.env.system);
+        core.cpu.cpl = self.env.cpl as u8;
+        let mode = match exit {
+            Exit::Indirect => self.with_windows(mode),
+            _ => mode,
+        };
+        let core = &mut self.processor.core;
         let page = match core.mmu.known_code_page(mode.set(), rip) {
             Some(page) => page,
             None if core.mmu.must_settle() => return None,
-            None => {
-                core.set_access(self.env.system);
-                core.cpu.cpl = self.env.cpl as u8;
-                match core.mmu.code_page(&core.cpu, rip) {
-                    Ok(CodePage::Ram(page)) => page,
-                    _ => return None,
-                }
-            }
+            None => match core.mmu.code_page(&core.cpu, rip) {
+                Ok(CodePage::Ram(page)) => page,
+                _ => return None,
+            },
         };
         let found = self.cache.find_again(core, rip, mode, page as u32)?;
         self.resolve(exit, &found, rip, mode);

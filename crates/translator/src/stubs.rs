@@ -1,14 +1,15 @@
 //! The code that all translations share: entry, exits, TLB refills, vector state.
 
 use crate::asm::{self, Alu, Asm, Cond, R10, RAX, RSP, Reg, at};
-use crate::env::Env;
+use crate::env::{Env, LATER, NEVER};
 use crate::exit::Exit;
 use crate::far;
 use crate::registers::{GUEST_GPRS, Place};
 use crate::x87;
+use belljar_interpreter::windows::Opened;
 use belljar_memory::PAGE_SIZE;
 use belljar_passthrough::code_memory::CodeMemory;
-use belljar_passthrough::fault::RECOVERY;
+use belljar_passthrough::fault::{PAGE_RECOVERY, RECOVERY};
 use belljar_passthrough::{has_avx, has_avx512};
 use belljar_x86::Access;
 use belljar_x86::state::{VectorState, X87};
@@ -86,6 +87,27 @@ extern "sysv64" fn refill(env: *mut Env, linear: u64, size: u64, write: u64) -> 
     }
 }
 
+/// Maps the page at `host` of a window, at which generated code had a page fault; tells whether it can try
+/// again.
+extern "sysv64" fn open_window(env: *mut Env, host: u64, write: u64) -> u64 {
+    // SAFETY: as in `refill`.
+    let core = unsafe {
+        let core = &mut (*(*env).processor).core;
+        core.set_access((*env).system);
+        core.cpu.cpl = (*env).cpl as u8;
+        core
+    };
+    let opened = core.mmu.open_window(&core.cpu, host as usize, write != 0);
+    // SAFETY: as above.
+    let unmended = unsafe { &mut (*env).unmended };
+    *unmended = match opened {
+        Opened::Now => return 1,
+        Opened::Later => LATER,
+        Opened::Never => NEVER,
+    };
+    0
+}
+
 /// Writes the shared code, the first in `memory`, for a TLB of `tlb_entries` entries.
 pub fn write(memory: &mut CodeMemory, tlb_entries: usize) -> Option<Stubs> {
     let mut asm = Asm::new();
@@ -98,6 +120,11 @@ pub fn write(memory: &mut CodeMemory, tlb_entries: usize) -> Option<Stubs> {
         asm.byte(0x90);
     }
     asm.jmp(fault);
+    while asm.here() < PAGE_RECOVERY as u32 {
+        asm.byte(0x90);
+    }
+    let page_fault = asm.label();
+    asm.jmp(page_fault);
     let spill = asm.here();
     spill_vector(&mut asm);
     stubs.load_vector = asm.here();
@@ -106,6 +133,8 @@ pub fn write(memory: &mut CodeMemory, tlb_entries: usize) -> Option<Stubs> {
     x87::spill(&mut asm);
     stubs.load_x87 = asm.here();
     x87::load(&mut asm);
+    asm.bind(page_fault);
+    recover_page(&mut asm, &stubs, spill, fault);
     asm.bind(fault);
     asm.store(Env::fault(), R10);
     asm.flags_to_ax();
@@ -209,6 +238,52 @@ fn refill_stub(asm: &mut Asm, stubs: &Stubs, spill: u32, write: bool) {
     asm.alu_imm(Alu::Or, false, RAX, Exit::Fallback(0).encode() as i32);
     asm.store32(Env::exit(), RAX);
     asm.jmp_to(stubs.exit_saved);
+}
+
+/// A page fault: see [`PAGE_RECOVERY`]. Goes back to the instruction if its page is there now; else the
+/// fault is one like others.
+fn recover_page(asm: &mut Asm, stubs: &Stubs, spill: u32, fault: asm::Label) {
+    asm.byte(0x9c); // pushf
+    for register in VOLATILE {
+        asm.push(register);
+    }
+    asm.mov(asm::RDX, RAX);
+    asm.load32(RAX, Env::vector_live());
+    asm.push(RAX);
+    // Twelve words and this one: aligned as the ABI wants it.
+    asm.push(RAX);
+    asm.reg(false, &[0x85], RAX, RAX); // test
+    let spilled = asm.label();
+    asm.jcc(Cond::E, spilled);
+    asm.call_to(spill);
+    asm.bind(spilled);
+    asm.load(asm::RDI, Env::own());
+    asm.mov(asm::RSI, R10);
+    asm.mov_imm(RAX, open_window as *const () as u64);
+    asm.call_reg(RAX);
+    asm.pop(asm::RCX);
+    asm.store(at(RSP, 0), RAX);
+    asm.reg(false, &[0x85], asm::RCX, asm::RCX);
+    let loaded = asm.label();
+    asm.jcc(Cond::E, loaded);
+    asm.call_to(stubs.load_vector);
+    asm.bind(loaded);
+    asm.pop(RAX);
+    asm.reg(false, &[0x85], RAX, RAX);
+    let failed = asm.label();
+    asm.jcc(Cond::E, failed);
+    restore_volatile(asm);
+    asm.byte(0x9d); // popf
+    asm.pop(R10);
+    asm.pop(RAX);
+    asm.ret();
+    asm.bind(failed);
+    restore_volatile(asm);
+    asm.byte(0x9d);
+    asm.pop(R10);
+    asm.pop(RAX);
+    asm.pop(R10);
+    asm.jmp(fault);
 }
 
 fn restore_volatile(asm: &mut Asm) {

@@ -34,6 +34,8 @@ pub struct Site {
     pub mode: Mode,
     /// Whether it checks a group's range.
     pub grouped: bool,
+    /// What the block has still to add to the stack pointer.
+    pub owed: i32,
     /// Where behind the address that it checks its access is, if a page fault there is all that can
     /// be wrong with it.
     pub access: Option<u8>,

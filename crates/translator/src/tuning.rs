@@ -30,6 +30,9 @@ pub struct Tuning {
     /// Makes generated code leave at the next look at the attention word, each time that it has
     /// been entered this often.
     pub exit_every: Option<NonZeroU32>,
+    /// Programs get windows when they have been seen running so often; they never do if there is no
+    /// number.
+    pub patience: Option<u32>,
 }
 
 impl Default for Tuning {
@@ -47,10 +50,11 @@ impl Tuning {
         flush_every: None,
         evict_every: None,
         exit_every: None,
+        patience: Some(50),
     };
 
     /// The tunings under which the engine is tested, with their names.
-    pub const STRESSED: [(&str, Self); 7] = [
+    pub const STRESSED: [(&str, Self); 8] = [
         (
             "tiny-code",
             Self {
@@ -94,6 +98,13 @@ impl Tuning {
             },
         ),
         (
+            "windows",
+            Self {
+                patience: Some(0),
+                ..Self::USUAL
+            },
+        ),
+        (
             "everything",
             Self {
                 code_memory: LEAST_CODE_MEMORY,
@@ -102,6 +113,7 @@ impl Tuning {
                 flush_every: NonZeroU32::new(61),
                 evict_every: NonZeroU32::new(4001),
                 exit_every: NonZeroU32::new(11),
+                patience: Some(0),
             },
         ),
     ];

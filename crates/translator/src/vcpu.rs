@@ -1,7 +1,7 @@
 //! The loop around generated code: finds blocks, enters them, and does what they leave.
 
 use crate::cache::{Cache, Found};
-use crate::env::{Env, NOTHING, Room, SYSCALL, SYSRET};
+use crate::env::{Env, LATER, NOTHING, Room, SYSCALL, SYSRET};
 use crate::exit::Exit;
 use crate::gs;
 use crate::mode::Mode;
@@ -14,7 +14,7 @@ use belljar_interpreter::mmu::CodePage;
 use belljar_interpreter::{Flow, InterpreterVcpu};
 use belljar_x86::bits::{cr4, rflags, xstate};
 use belljar_x86::paging::Flush;
-use belljar_x86::{CpuState, Seg, debug, syscall};
+use belljar_x86::{CpuState, Gpr, Seg, debug, syscall};
 use std::ptr::{self, NonNull};
 
 /// The flags that generated code keeps in [`Env::system`].
@@ -105,7 +105,11 @@ impl TranslatorVcpu {
                 .mmu
                 .place_tlb(NonNull::from(&mut env.tlb), tuning.tlb_entries);
         }
-        if processor.core.attention.len() > 1 {
+        let vcpus = processor.core.attention.len();
+        if let Some(patience) = tuning.patience.filter(|_| cache.has_flagless_checks()) {
+            processor.core.mmu.allow_windows(vcpus, patience);
+        }
+        if vcpus > 1 {
             processor.core.mmu.keep_evicted();
         }
         env.vector = ptr::from_mut(&mut processor.core.cpu.vector);
@@ -146,10 +150,14 @@ impl TranslatorVcpu {
 
     /// Everything that may have to happen between two instructions.
     fn look_around(&mut self) -> Next {
-        if self.processor.core.calls() != 0
-            && let Some(exit) = self.processor.attend()
-        {
-            return Next::Return(exit);
+        let core = &mut self.processor.core;
+        if core.calls() != 0 {
+            if core.cpu.cpl == 3 && core.cpu.code64() {
+                core.mmu.note_program(&core.cpu);
+            }
+            if let Some(exit) = self.processor.attend() {
+                return Next::Return(exit);
+            }
         }
         if self.processor.core.special && !self.resume() {
             return match self.processor.step() {
@@ -211,6 +219,8 @@ impl TranslatorVcpu {
             self.counts.untranslated += 1;
             return self.interpret(u64::MAX);
         };
+        let mode = self.with_windows(mode);
+        let core = &mut self.processor.core;
         self.cache.use_mode(&mut self.env, mode);
         let mode = if narrow { mode.narrow() } else { mode };
         let rip = core.cpu.rip;
@@ -245,6 +255,15 @@ impl TranslatorVcpu {
         }
         self.store();
         self.leave()
+    }
+
+    /// The same mode with windows, if the program has any.
+    pub(crate) fn with_windows(&mut self, mode: Mode) -> Mode {
+        let core = &mut self.processor.core;
+        if !mode.is_user() || mode.is_code32() {
+            return mode;
+        }
+        mode.with_windows(core.mmu.has_windows(&core.cpu))
     }
 
     /// Lets what was left lead to its target, which was found, from now on.
@@ -408,6 +427,7 @@ impl TranslatorVcpu {
             }
             Exit::Fault => {
                 self.counts.faults += 1;
+                let unmended = std::mem::take(&mut self.env.unmended);
                 let at = self.cache.offset(self.env.fault);
                 let site = self
                     .cache
@@ -421,7 +441,16 @@ impl TranslatorVcpu {
                 } else {
                     self.env.flags
                 });
+                let mut windows = false;
+                if let Some(site) = self.cache.tables.sites.get(site as usize) {
+                    let stack = &mut self.processor.core.cpu.gpr[Gpr::Rsp as usize];
+                    *stack = stack.wrapping_add(site.owed as i64 as u64);
+                    windows = site.mode.has_windows();
+                }
                 self.return_to(site);
+                if windows && unmended != LATER {
+                    self.note_straddle(site);
+                }
                 self.interpret(1)
             }
         }
@@ -563,6 +592,7 @@ impl Vcpu for TranslatorVcpu {
 
     fn counters(&self) -> Counters {
         let (own, cache) = (&self.counts, &self.cache.counts);
+        let [mapped, compared] = self.processor.core.mmu.windows_counts();
         let mut counters = self.processor.counters();
         for (name, _) in &mut counters {
             if *name == "instructions" {
@@ -586,6 +616,8 @@ impl Vcpu for TranslatorVcpu {
             ("exits_straddle", own.straddles),
             ("exits_poll", own.polls),
             ("exits_fault", own.faults),
+            ("window_pages", mapped),
+            ("window_comparisons", compared),
             ("untranslated", own.untranslated),
         ]);
         counters

@@ -114,22 +114,49 @@ pub fn translate(
         }
         // A lost race means that the tables have changed: all that was found may be stale.
         if walk.mark(memory, access.is_write()) {
-            let store = if access.is_implicit_supervisor() {
-                Access::SystemWrite
-            } else {
-                Access::Write
-            };
-            return Ok(Translation {
-                gpa: walk.gpa(linear),
-                page_size: walk.page_size,
-                writable: walk.dirty() && permits(cpu, &walk.rights, store, user),
-                dirty: walk.dirty(),
-                user: walk.rights.user,
-                executable: permits(cpu, &walk.rights, Access::Fetch, user),
-                global: walk.global,
-            });
+            return Ok(translation(cpu, &walk, linear, access, user));
         }
     }
+}
+
+/// What the walk for an access found.
+fn translation(
+    cpu: &CpuState,
+    walk: &walk::Walk,
+    linear: u64,
+    access: Access,
+    user: bool,
+) -> Translation {
+    let store = if access.is_implicit_supervisor() {
+        Access::SystemWrite
+    } else {
+        Access::Write
+    };
+    Translation {
+        gpa: walk.gpa(linear),
+        page_size: walk.page_size,
+        writable: walk.dirty() && permits(cpu, &walk.rights, store, user),
+        dirty: walk.dirty(),
+        user: walk.rights.user,
+        executable: permits(cpu, &walk.rights, Access::Fetch, user),
+        global: walk.global,
+    }
+}
+
+/// Translates `linear` for reads of a program in four-level paging, if a processor may know it already:
+/// `None` where [`translate`] would raise an exception or set an accessed bit.
+pub fn translate_known(
+    cpu: &CpuState,
+    memory: &impl PhysicalMemory,
+    linear: u64,
+) -> Option<Translation> {
+    let mode = PagingMode::of(cpu);
+    if mode != PagingMode::FourLevel || !is_canonical(linear) {
+        return None;
+    }
+    let walk = walk::walk(cpu, memory, mode, linear).ok()?;
+    let known = walk.accessed() && permits(cpu, &walk.rights, Access::Read, true);
+    known.then(|| translation(cpu, &walk, linear, Access::Read, true))
 }
 
 /// Translates `linear` as a debugger would: without permission checks and without setting any bit.

@@ -121,6 +121,13 @@ impl Walk {
         self.leaf().value & pte::D != 0
     }
 
+    /// Whether all entries are marked accessed.
+    pub(super) fn accessed(&self) -> bool {
+        self.path[..self.depth]
+            .iter()
+            .all(|entry| entry.value & pte::A != 0)
+    }
+
     /// Sets the accessed bits, and for a `store` the dirty bit; tells whether the entries were
     /// still as they were read.
     pub(super) fn mark(&mut self, memory: &impl PhysicalMemory, store: bool) -> bool {
