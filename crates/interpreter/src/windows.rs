@@ -25,22 +25,18 @@
 //! Mapping costs the host a hundred times what a walk does. Each address space has an account in which
 //! running gives and mapping takes; one that has overdrawn it does without windows.
 
+mod space;
+
 use crate::large::LargeRanges;
 use belljar_memory::{GuestMemory, PAGE_SIZE};
 use belljar_x86::paging::{Flush, Translation};
-use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
-use std::collections::HashMap;
-use std::ffi::c_void;
+use space::{COMPARE, LOOK, Reserve, SLOT, Space, Window};
 use std::time::{Duration, Instant};
+
+pub use space::{GUARD, SLOT_SHIFT};
 
 /// Slots of the address space.
 pub const SLOTS: usize = 1 << 16;
-/// Bits of an address within its slot.
-pub const SLOT_SHIFT: u32 = 32;
-const SLOT: usize = 1 << SLOT_SHIFT;
-/// What lies before and behind a window, for operands that leave their base's slot: a displacement is less
-/// than half of it.
-pub const GUARD: usize = 4 << 30;
 /// What generated code adds to an address, by slot.
 pub type Table = [usize; SLOTS];
 
@@ -56,192 +52,8 @@ const MOST_MAPPINGS: usize = 24_000;
 /// The most pages that they map at a time.
 const MOST_PAGES: usize = 256 << 10;
 
-/// What an address space has in its account when it gets windows, in tenths of a microsecond.
-const CAPITAL: i64 = 500_000;
-/// What a tick gives: a tenth of the time that it usually stands for.
-const INCOME: i64 = 4_000;
-/// So many times longer must one that was ruined be seen running until it gets windows again.
-const SETBACK: u32 = 4;
 /// The least time between two ticks.
 const TICK: Duration = Duration::from_millis(2);
-/// What mapping a run of pages costs, and each page of it.
-const MAP: i64 = 120;
-const MAP_PAGE: i64 = 10;
-/// What taking back the right to write to a page costs.
-const PROTECT: i64 = 20;
-/// What it costs to look for new slots.
-const OPEN: i64 = 500;
-/// What unmapping one costs.
-const UNMAP: i64 = 50;
-/// What comparing one with the page tables costs.
-const COMPARE: i64 = 1;
-
-/// A range of the host's addresses, in which nothing can be accessed that is not mapped.
-#[derive(Debug)]
-struct Reserve {
-    start: *mut c_void,
-}
-
-impl Reserve {
-    const SIZE: usize = GUARD + SLOT + GUARD;
-
-    fn new() -> rustix::io::Result<Self> {
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        // SAFETY: a fresh mapping at an address that the host chooses.
-        let whole =
-            unsafe { mmap_anonymous(std::ptr::null_mut(), Self::SIZE, ProtFlags::empty(), flags) }?;
-        let start = whole.wrapping_byte_add(GUARD);
-        Ok(Self { start })
-    }
-
-    /// What leads from `slot` into the range.
-    fn lead_from(&self, slot: usize) -> usize {
-        (self.start as usize).wrapping_sub(slot << SLOT_SHIFT)
-    }
-
-    fn surrounds(&self, address: usize) -> bool {
-        address.wrapping_sub(self.start as usize - GUARD) < Self::SIZE
-    }
-}
-
-impl Drop for Reserve {
-    fn drop(&mut self) {
-        // SAFETY: `new` mapped as much, and generated code no longer reaches it.
-        let _ = unsafe { munmap(self.start.wrapping_byte_sub(GUARD), Self::SIZE) };
-    }
-}
-
-/// A slot of an address space.
-#[derive(Debug)]
-struct Window {
-    slot: usize,
-    reserve: Reserve,
-}
-
-/// A mapped page.
-#[derive(Clone, Copy, Debug)]
-struct Page {
-    /// Its number in RAM.
-    ram: usize,
-    writable: bool,
-}
-
-/// An address space.
-#[derive(Debug, Default)]
-struct Space {
-    /// Where its page tables begin.
-    root: u64,
-    /// Its PCID when it last ran.
-    pcid: u16,
-    /// How often it was seen running, of late.
-    ticks: u32,
-    /// How often it must be, until it gets windows.
-    patience: u32,
-    /// When it was last seen.
-    seen: u64,
-    /// Whether it has windows.
-    open: bool,
-    /// Its translations were invalidated as a whole.
-    stale: bool,
-    account: i64,
-    windows: Vec<Window>,
-    pages: HashMap<u64, Page>,
-    /// Mappings that the pages may consist of.
-    mappings: usize,
-}
-
-impl Space {
-    /// Goes on without windows. Those that it has stay until the table shows them no more.
-    fn give_up(&mut self) {
-        self.open = false;
-        self.stale = true;
-        self.ticks = 0;
-    }
-
-    /// Gives up if the account is overdrawn.
-    fn settle(&mut self) {
-        if self.account < 0 {
-            self.give_up();
-            self.patience = self.patience.saturating_mul(SETBACK);
-        }
-    }
-
-    fn window(&self, linear: u64) -> Option<&Window> {
-        let slot = (linear >> SLOT_SHIFT) as usize;
-        self.windows.iter().find(|window| window.slot == slot)
-    }
-
-    /// The host's address of `linear`, if its slot has a window.
-    fn place(&self, linear: u64) -> Option<*mut c_void> {
-        let window = self.window(linear)?;
-        Some(
-            window
-                .reserve
-                .start
-                .wrapping_byte_add(linear as usize % SLOT),
-        )
-    }
-
-    /// Unmaps the page at `linear`, if it is mapped.
-    fn unmap(&mut self, linear: u64) {
-        if self.pages.remove(&linear).is_none() {
-            return;
-        }
-        self.account -= UNMAP;
-        self.mappings += 1;
-        if let Some(place) = self.place(linear)
-            && cover(place, PAGE_SIZE as usize).is_err()
-        {
-            self.unmap_all();
-        }
-    }
-
-    fn unmap_all(&mut self) {
-        self.account -= self.pages.len() as i64 * UNMAP / 2;
-        self.pages.clear();
-        self.mappings = 0;
-        for window in &self.windows {
-            // The host needs less for a mapping that is whole than for its parts.
-            cover(window.reserve.start, SLOT).expect("a window can be emptied");
-        }
-    }
-
-    /// Drops the right to write to the page at `linear`.
-    fn protect(&mut self, linear: u64) {
-        self.account -= PROTECT;
-        self.mappings += 2;
-        let place = self.place(linear);
-        let page = self.pages.get_mut(&linear);
-        if let Some((place, page)) = place.zip(page) {
-            page.writable = false;
-            // SAFETY: the page lies in a window, which holds nothing else.
-            let done = unsafe { mprotect(place, PAGE_SIZE as usize, MprotectFlags::READ) };
-            if done.is_err() {
-                self.unmap_all();
-            }
-        }
-    }
-
-    /// Drops the rights to write to pages of RAM; tells which they are.
-    fn drop_writes(&mut self, which: impl Fn(usize) -> bool, mut dropped: impl FnMut(usize)) {
-        let chosen = |(linear, page): (&u64, &Page)| {
-            (page.writable && which(page.ram)).then_some((*linear, page.ram))
-        };
-        let chosen: Vec<(u64, usize)> = self.pages.iter().filter_map(chosen).collect();
-        for (linear, ram) in chosen {
-            self.protect(linear);
-            dropped(ram);
-        }
-    }
-}
-
-/// Lets nothing be accessed in `size` bytes of a window from `place` on.
-fn cover(place: *mut c_void, size: usize) -> rustix::io::Result<()> {
-    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
-    // SAFETY: the callers give parts of windows, which hold nothing but pages of RAM.
-    unsafe { mmap_anonymous(place, size, ProtFlags::empty(), flags) }?;
-    Ok(())
-}
 
 /// What an address of the host is at which generated code had a page fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -445,7 +257,7 @@ impl Windows {
         space.seen = time;
         space.ticks = space.ticks.saturating_add(1);
         if space.open {
-            space.account = space.account.max((space.account + INCOME).min(CAPITAL));
+            space.earn();
             return false;
         }
         if space.stale {
@@ -457,10 +269,7 @@ impl Windows {
         if space.ticks < space.patience {
             return false;
         }
-        space.open = true;
-        // It may have pages of before.
-        space.stale = true;
-        space.account = if always { i64::MAX / 2 } else { CAPITAL };
+        space.get_windows(always);
         true
     }
 
@@ -498,7 +307,7 @@ impl Windows {
         let Some(window) = windows.iter().find(around) else {
             return Faulted::Elsewhere;
         };
-        let offset = host.wrapping_sub(window.reserve.start as usize);
+        let offset = host.wrapping_sub(window.reserve.start());
         if offset < SLOT {
             Faulted::Page(((window.slot << SLOT_SHIFT) + offset) as u64)
         } else {
@@ -513,7 +322,7 @@ impl Windows {
             return false;
         };
         let before = count;
-        space.account -= OPEN;
+        space.account -= LOOK;
         for slot in slots {
             let known = space.windows.iter().any(|window| window.slot == slot);
             if known || slot >= SLOTS / 2 || count >= MOST_WINDOWS / self.vcpus {
@@ -577,37 +386,15 @@ impl Windows {
         };
         self.make_room(index);
         let space = &mut self.spaces[index];
-        let Some(place) = space.place(linear) else {
-            return false;
-        };
-        let mut rights = ProtFlags::READ;
-        if writable {
-            rights |= ProtFlags::WRITE;
-        }
-        let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::POPULATE;
-        let (size, offset) = (pages * PAGE_SIZE as usize, ram as u64 * PAGE_SIZE);
-        // SAFETY: the run lies in a window of the space, which holds nothing else, and does not leave its
-        // slot; RAM is a file that lives as long as this object.
-        let done = unsafe { mmap(place, size, rights, flags, self.memory.fd(), offset) };
-        if done.is_err() {
-            space.account = -1;
-            space.settle();
+        if !space.map(self.memory.fd(), linear, ram, pages, writable) {
             return false;
         }
-        space.mappings += 1;
         self.mapped += pages as u64;
-        space.account -= MAP + pages as i64 * MAP_PAGE;
-        for number in 0..pages {
-            let page = Page {
-                ram: ram + number,
-                writable,
-            };
-            space.pages.insert(linear + number as u64 * PAGE_SIZE, page);
-            if writable {
-                self.writable[page.ram / 64] |= 1 << (page.ram % 64);
+        if writable {
+            for page in ram..ram + pages {
+                self.writable[page / 64] |= 1 << (page % 64);
             }
         }
-        space.settle();
         true
     }
 
