@@ -549,7 +549,7 @@ impl Cache {
                 &mut self.guests,
                 rip & !0xfff,
                 key.mode.has_windows(),
-                |ins| shapes.writes_memory(ins),
+                shapes,
             )
         }
     }

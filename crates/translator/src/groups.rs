@@ -15,6 +15,7 @@
 use crate::access::memory_operand;
 use crate::block::{Guest, Kind};
 use crate::registers::{self, RSP_NUMBER};
+use crate::shapes::Shapes;
 use crate::width::{is_code32, word};
 use crate::x87::is_x87;
 use belljar_interpreter::windows::GUARD;
@@ -81,23 +82,18 @@ struct Open {
 }
 
 /// Finds the groups of a block in the page at `page`. `windows` tells whether its accesses go through
-/// windows, `writes` whether an instruction writes to its memory operand.
-pub fn find(
-    guests: &mut [Guest],
-    page: u64,
-    windows: bool,
-    mut writes: impl FnMut(&Instruction) -> bool,
-) -> Vec<Group> {
+/// windows.
+pub fn find(guests: &mut [Guest], page: u64, windows: bool, shapes: &mut Shapes) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::with_capacity(MOST);
     let mut open: Vec<Open> = Vec::with_capacity(MOST);
     let mut branches = 0;
     for guest in guests.iter_mut() {
         guest.member = None;
-        if let Some(access) = access(guest, page, &mut writes) {
+        if let Some(access) = access(guest, page, shapes) {
             guest.member = join(&mut groups, &mut open, access, branches, windows);
         }
         if !open.is_empty() {
-            change_roots(&mut open, guest);
+            change_roots(&mut open, guest, shapes);
         }
         branches += u32::from(guest.kind == Kind::Branch);
     }
@@ -212,11 +208,7 @@ pub fn pops(code: Code) -> bool {
 }
 
 /// The access of an instruction that may be in a group.
-fn access(
-    guest: &Guest,
-    page: u64,
-    writes: &mut impl FnMut(&Instruction) -> bool,
-) -> Option<Access> {
+fn access(guest: &Guest, page: u64, shapes: &mut Shapes) -> Option<Access> {
     let ins = &guest.ins;
     match (guest.kind, ins.code()) {
         (Kind::Special | Kind::Transfer, code) if pushes(code) => Some(stack(ins, -1, true)),
@@ -229,17 +221,13 @@ fn access(
             ..stack(ins, 0, false)
         }),
         (Kind::Innocuous(unit), _) if !is_x87(unit) && ins.encoding() != EncodingKind::EVEX => {
-            operand(ins, page, writes)
+            operand(ins, page, shapes)
         }
         _ => None,
     }
 }
 
-fn operand(
-    ins: &Instruction,
-    page: u64,
-    writes: &mut impl FnMut(&Instruction) -> bool,
-) -> Option<Access> {
+fn operand(ins: &Instruction, page: u64, shapes: &mut Shapes) -> Option<Access> {
     memory_operand(ins)?;
     let (base, index) = (ins.memory_base(), ins.memory_index());
     let based = matches!(ins.memory_segment(), Register::FS | Register::GS);
@@ -253,7 +241,7 @@ fn operand(
             },
             offset: distance,
             size: size as i64,
-            write: writes(ins),
+            write: shapes.writes_memory(ins),
         });
     }
     let indexed = index != Register::None;
@@ -268,7 +256,7 @@ fn operand(
         },
         offset: i64::from(ins.memory_displacement64() as i32),
         size: size as i64,
-        write: writes(ins),
+        write: shapes.writes_memory(ins),
     })
 }
 
@@ -281,12 +269,21 @@ fn is_root(ins: &Instruction, register: Register) -> bool {
     }
 }
 
-/// What becomes of the roots after an instruction.
-fn change_roots(open: &mut Vec<Open>, guest: &Guest) {
-    changes(guest, |register, added| match added {
-        Some(amount) => add(open, register, amount),
-        None => forget(open, register),
+/// What becomes of the roots after an instruction. No change goes unnoticed: in a window, a root that is
+/// not what it is held to be would lead astray.
+fn change_roots(open: &mut Vec<Open>, guest: &Guest, shapes: &mut Shapes) {
+    let mut noticed = 0u16;
+    changes(guest, |register, added| {
+        noticed |= 1 << register;
+        match added {
+            Some(amount) => add(open, register, amount),
+            None => forget(open, register),
+        }
     });
+    let others = shapes.written(&guest.ins) & !noticed;
+    for register in (0..16).filter(|register| others >> register & 1 != 0) {
+        forget(open, register);
+    }
 }
 
 /// Tells which registers an instruction changes, and what it adds to them if it does no more.

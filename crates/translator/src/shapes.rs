@@ -1,8 +1,10 @@
 //! What an opcode says of its operands, remembered for each.
 
 use crate::forms::{self, Field};
+use crate::registers::number;
 use iced_x86::{
     Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind,
+    Register, UsedRegister,
 };
 
 /// More than there are opcodes, as the decoder tells them apart.
@@ -17,6 +19,9 @@ pub struct Shape {
     pub fields: [Option<Field>; OPERANDS],
     /// Which are written, a bit each.
     written: u8,
+    /// General-purpose registers that are written without being named, a bit each. What string instructions
+    /// write depends on prefixes, too.
+    implied: u16,
     /// Whether it uses RAX without naming it.
     pub uses_rax: bool,
     /// Whether the guest's RAX must be in the host's: it is used, and has no field.
@@ -32,6 +37,7 @@ impl Shape {
     }
 
     fn of(info: &mut InstructionInfoFactory, ins: &Instruction) -> Self {
+        let implied = implied(info, ins);
         let options =
             InstructionInfoOptions::NO_MEMORY_USAGE | InstructionInfoOptions::NO_REGISTER_USAGE;
         let info = info.info_options(ins, options);
@@ -52,6 +58,7 @@ impl Shape {
         let of_more = mnemonic == Mnemonic::Imul && ins.op_count() > 1;
         Self {
             fields,
+            implied,
             written: operands
                 .filter(|n| !reads(n))
                 .fold(0, |all, n| all | 1 << n),
@@ -88,10 +95,55 @@ impl Shapes {
         }
     }
 
+    /// The general-purpose registers that an instruction may write to, a bit each.
+    pub fn written(&mut self, ins: &Instruction) -> u16 {
+        let shape = self.of(ins);
+        let named = (0..ins.op_count().min(OPERANDS as u32))
+            .filter(|&n| shape.writes(n) && ins.op_kind(n) == OpKind::Register)
+            .map(|n| ins.op_register(n))
+            .filter(|register| register.is_gpr())
+            .fold(0, |all, register| all | 1 << number(register));
+        let of_strings = if ins.is_string_instruction() {
+            STRINGS
+        } else {
+            0
+        };
+        shape.implied | named | of_strings
+    }
+
     /// Whether an instruction writes to its memory operand.
     pub fn writes_memory(&mut self, ins: &Instruction) -> bool {
         ins.op0_kind() == OpKind::Memory && self.of(ins).writes(0)
     }
+}
+
+/// RAX, RCX, RSI and RDI.
+const STRINGS: u16 = 1 << 0 | 1 << 1 | 1 << 6 | 1 << 7;
+
+/// The general-purpose registers that the opcode of `ins` writes to without naming them.
+fn implied(info: &mut InstructionInfoFactory, ins: &Instruction) -> u16 {
+    // None is implied that is R15.
+    let mut other = *ins;
+    for n in 0..ins.op_count() {
+        let register = match ins.op_register(n) {
+            register if ins.op_kind(n) != OpKind::Register || !register.is_gpr() => continue,
+            register if register.is_gpr64() => Register::R15,
+            register if register.is_gpr32() => Register::R15D,
+            register if register.is_gpr16() => Register::R15W,
+            _ => Register::R15L,
+        };
+        other.set_op_register(n, register);
+    }
+    let written = |used: &&UsedRegister| {
+        let reads = matches!(
+            used.access(),
+            OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
+        );
+        !reads && used.register().is_gpr() && used.register().full_register() != Register::R15
+    };
+    let used = info.info_options(&other, InstructionInfoOptions::NO_MEMORY_USAGE);
+    let used = used.used_registers().iter().filter(written);
+    used.fold(0, |all, used| all | 1 << number(used.register()))
 }
 
 /// Instructions that use RAX without naming it.
@@ -122,4 +174,51 @@ fn uses_rax(mnemonic: Mnemonic) -> bool {
             | Mnemonic::Vpcmpestri64
             | Mnemonic::Vpcmpestrm64
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iced_x86::code_asm::*;
+    use iced_x86::{Decoder, DecoderOptions};
+
+    fn written(write: impl FnOnce(&mut CodeAssembler)) -> u16 {
+        let mut assembler = CodeAssembler::new(64).unwrap();
+        write(&mut assembler);
+        let code = assembler.assemble(0).unwrap();
+        let ins = Decoder::new(64, &code, DecoderOptions::NONE).decode();
+        let mut shapes = Shapes::new();
+        // What is remembered of one serves others.
+        let first = shapes.written(&ins);
+        assert_eq!(shapes.written(&ins), first);
+        first
+    }
+
+    fn bits(numbers: &[u16]) -> u16 {
+        numbers.iter().fold(0, |all, number| all | 1 << number)
+    }
+
+    #[test]
+    fn registers_are_written_that_no_operand_names() {
+        assert_eq!(written(|a| a.mov(rbx, rcx).unwrap()), bits(&[3]));
+        assert_eq!(written(|a| a.cmp(rbx, rcx).unwrap()), 0);
+        assert_eq!(written(|a| a.mov(ah, 1).unwrap()), bits(&[0]));
+        assert_eq!(written(|a| a.mul(rbx).unwrap()), bits(&[0, 2]));
+        assert_eq!(written(|a| a.mul(rax).unwrap()), bits(&[0, 2]));
+        assert_eq!(written(|a| a.idiv(r15).unwrap()), bits(&[0, 2]));
+        assert_eq!(written(|a| a.mulx(rbx, r9, rcx).unwrap()), bits(&[3, 9]));
+        assert_eq!(written(|a| a.xadd(rbx, rsi).unwrap()), bits(&[3, 6]));
+        assert_eq!(written(|a| a.xchg(rbx, rsi).unwrap()), bits(&[3, 6]));
+        assert_eq!(written(|a| a.cmpxchg(ptr(rbx), rsi).unwrap()), bits(&[0]));
+        assert_eq!(written(|a| a.cmpxchg16b(ptr(rbx)).unwrap()), bits(&[0, 2]));
+        assert_eq!(written(|a| a.rdtscp().unwrap()), bits(&[0, 1, 2]));
+        assert_eq!(written(|a| a.pcmpestri(xmm1, xmm2, 0).unwrap()), bits(&[1]));
+        assert_eq!(written(|a| a.pmovmskb(r9d, xmm2).unwrap()), bits(&[9]));
+        assert_eq!(written(|a| a.push(rbx).unwrap()), bits(&[4]));
+        assert_eq!(written(|a| a.pop(rbx).unwrap()), bits(&[3, 4]));
+        assert_eq!(written(|a| a.leave().unwrap()), bits(&[4, 5]));
+        let strings = bits(&[0, 1, 6, 7]);
+        assert_eq!(written(|a| a.movsb().unwrap()), strings);
+        assert_eq!(written(|a| a.lodsq().unwrap()), strings);
+    }
 }
