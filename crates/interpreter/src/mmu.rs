@@ -1,16 +1,16 @@
 //! Guest memory at linear addresses: the software TLB and what happens when it misses.
 
+mod windows;
+
 use crate::host::Word;
 use crate::shared::{Peer, Requests};
 use crate::spaces::{Known, Spaces};
 use crate::tlb::{Entries, Entry, Nature, Set, Tlb};
-use crate::windows::{Faulted, Opened, SLOT_SHIFT, Windows};
+use crate::windows::Windows;
 use belljar_engine::{Board, VcpuId};
 use belljar_memory::{CodePages, GuestMemory, GuestPhysAddr, PAGE_SIZE};
 use belljar_x86::bits::{cr0, rflags};
-use belljar_x86::paging::{
-    Flush, PagingMode, is_canonical, load_pdptes, translate, translate_known,
-};
+use belljar_x86::paging::{Flush, PagingMode, is_canonical, load_pdptes, translate};
 use belljar_x86::{Access, CpuState, Exception, LinearMemory, control, debug};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -79,9 +79,6 @@ pub struct Mmu {
 /// The most pages that [`Mmu::settle`] has to deal with.
 const MOST_EVICTED: usize = 256;
 
-/// The address in CR3. SDM 3A, table 4-12.
-const ROOT: u64 = 0x000f_ffff_ffff_f000;
-
 // SAFETY: `base` is the start of the mapping that `memory` keeps alive; it is only used as guest
 // memory.
 unsafe impl Send for Mmu {}
@@ -131,146 +128,6 @@ impl Mmu {
     /// such pages are kept in mind until [`settle`](Self::settle).
     pub fn keep_evicted(&mut self) {
         self.keeps_evicted = true;
-    }
-
-    /// Gives windows to programs that have been seen running `patience` times; this is one of `vcpus`. A
-    /// host that has no addresses for them does without.
-    pub fn allow_windows(&mut self, vcpus: usize, patience: u32) {
-        let (memory, table) = (self.memory.clone(), self.tlb.windows());
-        self.windows = Windows::new(memory, vcpus, patience, table).ok();
-    }
-
-    /// Whether the 64-bit program that runs has windows; they are shown then.
-    #[inline]
-    pub fn has_windows(&mut self, cpu: &CpuState) -> bool {
-        let Some(windows) = &mut self.windows else {
-            return false;
-        };
-        let (root, pcid) = space_of(cpu);
-        if windows.shows(root, pcid) {
-            if self.wanted.is_some() {
-                self.map_wanted(cpu);
-            }
-            return true;
-        }
-        let memory = &self.memory;
-        windows.turn_to(root, pcid, self.tlb.windows(), |linear| {
-            translate_known(cpu, memory, linear)
-        })
-    }
-
-    /// How many pages were mapped in windows, and how many compared with the page tables.
-    pub fn windows_counts(&self) -> [u64; 2] {
-        let windows = self.windows.as_ref();
-        windows.map_or([0; 2], |windows| [windows.mapped, windows.compared])
-    }
-
-    /// The 64-bit program was seen running; tells whether it gets windows now.
-    pub fn note_program(&mut self, cpu: &CpuState) -> bool {
-        let (root, pcid) = space_of(cpu);
-        let windows = self.windows.as_mut();
-        windows.is_some_and(|windows| windows.tick(root, pcid))
-    }
-
-    /// Generated code of a program had a page fault of the host at address `host`: maps what it looked for,
-    /// if it can.
-    ///
-    /// # Panics
-    /// If the program cannot have led there.
-    pub fn open_window(&mut self, cpu: &CpuState, host: usize, write: bool) -> Opened {
-        let place = self.windows.as_ref().map(|windows| windows.place(host));
-        let linear = match place {
-            Some(Faulted::Page(linear)) => linear,
-            Some(Faulted::Beyond) => return Opened::Never,
-            Some(Faulted::NoWindow) => {
-                return if self.open_slots(cpu) {
-                    Opened::Later
-                } else {
-                    Opened::Never
-                };
-            }
-            Some(Faulted::Elsewhere) | None => panic!("a page fault at {host:#x}"),
-        };
-        let access = if write { Access::Write } else { Access::Read };
-        // Processors differ in whether what reads and writes faults as a read first. Where that would set
-        // an accessed bit, the instruction is executed as a whole.
-        let known = write || translate_known(cpu, &self.memory, linear).is_some();
-        if self.must_settle() || !known {
-            self.wanted = Some((linear, access));
-            return Opened::Later;
-        }
-        let set = set_of(cpu, access);
-        match self.make_fast(cpu, linear, access) {
-            Ok(true) if !self.tlb.is_global(set, linear) => {}
-            Ok(_) => return Opened::Never,
-            Err(_) => {
-                // The guest will see to it, and the program come back to it.
-                self.wanted = Some((linear, access));
-                return Opened::Later;
-            }
-        }
-        if self.map_window(cpu, set, linear) {
-            Opened::Now
-        } else {
-            Opened::Later
-        }
-    }
-
-    /// Maps the page at `linear`, which the TLB has in `set`, in its window; tells whether that is done.
-    fn map_window(&mut self, cpu: &CpuState, set: Set, linear: u64) -> bool {
-        let entry = self.tlb.entry_in(set, linear);
-        let page = self.page_of(entry.host(linear));
-        let writable = entry.written().is_some();
-        let range = self.tlb.large_range(linear);
-        let memory = &self.memory;
-        let neighbour = |linear| {
-            let found = translate_known(cpu, memory, linear)?;
-            let page = memory.page_index(found.gpa)?;
-            // What lies in one large page is near enough to be in its range.
-            (!found.global).then(|| (page, found.writable && !memory.code().is_code(page)))
-        };
-        let windows = self.windows.as_mut();
-        windows.is_some_and(|windows| windows.map(linear, page, writable, range, neighbour))
-    }
-
-    /// Maps what the program looked for before a page fault of its own, if it is there now.
-    fn map_wanted(&mut self, cpu: &CpuState) {
-        let Some((linear, access)) = self.wanted.take() else {
-            return;
-        };
-        let set = set_of(cpu, access);
-        // The program may do something else instead: no bit is set for it.
-        let known = translate_known(cpu, &self.memory, linear)
-            .is_some_and(|found| found.writable || !access.is_write());
-        if known
-            && set == Set::User
-            && !self.must_settle()
-            && matches!(self.make_fast(cpu, linear, access), Ok(true))
-            && !self.tlb.is_global(set, linear)
-        {
-            self.map_window(cpu, set, linear);
-        }
-    }
-
-    /// Makes windows for the slots that the page tables of the present address space have; tells whether it
-    /// made any. SDM 3A, tables 4-15 to 4-17.
-    fn open_slots(&mut self, cpu: &CpuState) -> bool {
-        /// Present, and for programs.
-        const USABLE: u64 = 1 << 0 | 1 << 2;
-        let memory = &self.memory;
-        let below = |table: u64, entries: std::ops::Range<u64>| {
-            entries.filter_map(move |number| {
-                let entry = memory.load_u64(GuestPhysAddr(table + 8 * number))?;
-                (entry & USABLE == USABLE).then_some((number, entry & ROOT))
-            })
-        };
-        let (root, _) = space_of(cpu);
-        let gigabytes = below(root, 0..256).flat_map(|(upper, table)| {
-            below(table, 0..512).map(move |(lower, _)| upper << 9 | lower)
-        });
-        let slots = gigabytes.map(|gigabyte| (gigabyte << 30 >> SLOT_SHIFT) as usize);
-        let windows = self.windows.as_mut();
-        windows.is_some_and(|windows| windows.open_slots(slots, self.tlb.windows()))
     }
 
     /// Whether [`settle`](Self::settle) should be called before more entries give way.
@@ -374,12 +231,6 @@ impl Mmu {
         self.spaces.flush(what);
         self.flush_windows(what);
         self.flush_first_level(Flush::NonGlobal);
-    }
-
-    fn flush_windows(&mut self, what: Flush) {
-        if let Some(windows) = &mut self.windows {
-            windows.flush(what);
-        }
     }
 
     fn flush_first_level(&mut self, what: Flush) {
@@ -760,11 +611,6 @@ impl Mmu {
         }
         self.write_bytes(cpu, linear, &value.extend().to_le_bytes()[..size], access)
     }
-}
-
-/// Where the page tables of the present address space begin, and its PCID.
-fn space_of(cpu: &CpuState) -> (u64, u16) {
-    (cpu.cr3 & ROOT, control::current_pcid(cpu))
 }
 
 /// Linear addresses have 32 bits outside long mode.

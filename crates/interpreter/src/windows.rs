@@ -243,11 +243,11 @@ impl Windows {
         space.settle();
     }
 
-    /// A program of the address space was seen running. Tells whether it gets windows now.
-    pub fn tick(&mut self, root: u64, pcid: u16) -> bool {
+    /// A program of the address space was seen running: it gets windows in the end.
+    pub fn tick(&mut self, root: u64, pcid: u16) {
         let now = Instant::now();
         if self.patience != 0 && now.duration_since(self.last_tick) < TICK {
-            return false;
+            return;
         }
         self.last_tick = now;
         self.time += 1;
@@ -258,7 +258,7 @@ impl Windows {
         space.ticks = space.ticks.saturating_add(1);
         if space.open {
             space.earn();
-            return false;
+            return;
         }
         if space.stale {
             // Perhaps another program's already.
@@ -266,11 +266,9 @@ impl Windows {
             space.ticks /= 2;
         }
         space.pcid = pcid;
-        if space.ticks < space.patience {
-            return false;
+        if space.ticks >= space.patience {
+            space.get_windows(always);
         }
-        space.get_windows(always);
-        true
     }
 
     /// The place of an address space that is not known yet.

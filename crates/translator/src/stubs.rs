@@ -209,11 +209,7 @@ fn refill_stub(asm: &mut Asm, stubs: &Stubs, spill: u32, write: bool) {
     asm.mov(asm::RDX, RAX);
     asm.load32(RAX, Env::vector_live());
     asm.push(RAX);
-    asm.reg(false, &[0x85], RAX, RAX); // test
-    let spilled = asm.label();
-    asm.jcc(Cond::E, spilled);
-    asm.call_to(spill);
-    asm.bind(spilled);
+    call_unless_zero(asm, RAX, spill);
     asm.load(asm::RDI, Env::own());
     asm.mov(asm::RSI, R10);
     asm.mov_imm(asm::RCX, u64::from(write));
@@ -223,11 +219,7 @@ fn refill_stub(asm: &mut Asm, stubs: &Stubs, spill: u32, write: bool) {
     let failed = asm.label();
     asm.jcc(Cond::E, failed);
     asm.pop(RAX);
-    asm.reg(false, &[0x85], RAX, RAX);
-    let loaded = asm.label();
-    asm.jcc(Cond::E, loaded);
-    asm.call_to(stubs.load_vector);
-    asm.bind(loaded);
+    call_unless_zero(asm, RAX, stubs.load_vector);
     restore_volatile(asm);
     asm.ret();
     asm.bind(failed);
@@ -250,24 +242,16 @@ fn recover_page(asm: &mut Asm, stubs: &Stubs, spill: u32, fault: asm::Label) {
     asm.mov(asm::RDX, RAX);
     asm.load32(RAX, Env::vector_live());
     asm.push(RAX);
-    // Twelve words and this one: aligned as the ABI wants it.
+    // The fourteenth word: aligned as the ABI wants it.
     asm.push(RAX);
-    asm.reg(false, &[0x85], RAX, RAX); // test
-    let spilled = asm.label();
-    asm.jcc(Cond::E, spilled);
-    asm.call_to(spill);
-    asm.bind(spilled);
+    call_unless_zero(asm, RAX, spill);
     asm.load(asm::RDI, Env::own());
     asm.mov(asm::RSI, R10);
     asm.mov_imm(RAX, open_window as *const () as u64);
     asm.call_reg(RAX);
     asm.pop(asm::RCX);
     asm.store(at(RSP, 0), RAX);
-    asm.reg(false, &[0x85], asm::RCX, asm::RCX);
-    let loaded = asm.label();
-    asm.jcc(Cond::E, loaded);
-    asm.call_to(stubs.load_vector);
-    asm.bind(loaded);
+    call_unless_zero(asm, asm::RCX, stubs.load_vector);
     asm.pop(RAX);
     asm.reg(false, &[0x85], RAX, RAX);
     let failed = asm.label();
@@ -284,6 +268,15 @@ fn recover_page(asm: &mut Asm, stubs: &Stubs, spill: u32, fault: asm::Label) {
     asm.pop(RAX);
     asm.pop(R10);
     asm.jmp(fault);
+}
+
+/// Calls `target` if the low half of a register is not 0. Changes the flags.
+fn call_unless_zero(asm: &mut Asm, register: Reg, target: u32) {
+    asm.reg(false, &[0x85], register, register); // test
+    let over = asm.label();
+    asm.jcc(Cond::E, over);
+    asm.call_to(target);
+    asm.bind(over);
 }
 
 fn restore_volatile(asm: &mut Asm) {

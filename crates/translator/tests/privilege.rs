@@ -12,8 +12,11 @@ use belljar_lockstep::fields;
 use belljar_memory::GuestPhysAddr;
 use belljar_translator::{Translator, Tuning};
 use belljar_x86::bits::{cr0, cr4, rflags};
-use belljar_x86::{CpuState, Gpr, Seg, Segment};
-use harness::{CODE, DATA, HANDLERS, Machine, PAGES, STACK, assemble, assemble_at, state64};
+use belljar_x86::{CpuState, Gpr};
+use harness::{
+    CODE, DATA, HANDLERS, Machine, PAGES, STACK, USER_CODE, USER_DATA, assemble, assemble_at,
+    state_of_program, state64,
+};
 use iced_x86::code_asm::*;
 use random::Random;
 use std::sync::Arc;
@@ -29,9 +32,7 @@ const CALLS: u64 = 60;
 const VECTOR: u64 = 0x40;
 
 const PAGE_FAULT: u64 = 14;
-/// Selectors of programs' 64-bit code, their data, and their 32-bit code.
-const USER_CODE: u64 = 0x2b;
-const USER_DATA: u64 = 0x23;
+/// Selector of programs' 32-bit code.
 const USER_CODE32: u64 = 0x1b;
 
 // What the harness wants of a suite.
@@ -122,21 +123,9 @@ impl Case {
 
     /// A processor about to run the program at level 3.
     fn state(&self) -> CpuState {
-        let mut cpu = state64();
-        cpu.cpl = 3;
-        for seg in [Seg::Cs, Seg::Ss] {
-            let segment = &mut cpu.segments[seg as usize];
-            segment.rights |= 3 << 5;
-            segment.selector = if seg == Seg::Cs { USER_CODE } else { USER_DATA } as u16;
-        }
-        for seg in [Seg::Ds, Seg::Es, Seg::Fs, Seg::Gs] {
-            cpu.segments[seg as usize] = Segment::default();
-        }
-        cpu.gdtr.limit = 0x4f;
+        let mut cpu = state_of_program();
         cpu.tr.base = DATA + 0xf000;
-        cpu.tr.limit = 0x67;
         cpu.rflags = self.flags;
-        cpu.msr.star = 0x1b << 48 | 0x08 << 32;
         cpu.msr.lstar = SYSTEM;
         cpu.msr.cstar = HANDLERS + 0xfe0;
         cpu.msr.fmask = self.fmask;

@@ -11,9 +11,9 @@ use belljar_lockstep::fields;
 use belljar_memory::GuestPhysAddr;
 use belljar_translator::{Translator, Tuning};
 use belljar_x86::bits::rflags;
-use belljar_x86::{CpuState, Gpr, Seg, Segment};
+use belljar_x86::{CpuState, Gpr};
 use harness::{
-    CODE, DATA, HANDLERS, Machine, PAGES, TABLES, assemble, assemble_at, entry_of, state64,
+    CODE, DATA, HANDLERS, Machine, PAGES, TABLES, assemble, assemble_at, entry_of, state_of_program,
 };
 use iced_x86::code_asm::*;
 use random::Random;
@@ -48,8 +48,6 @@ const LARGE_FRAMES: [u64; 2] = [0x80_0000, 0xa0_0000];
 /// No RAM.
 const DEVICE: u64 = 0x8000_0000;
 
-const USER_CODE: u64 = 0x2b;
-const USER_DATA: u64 = 0x23;
 /// Present, writable, and for programs.
 const USABLE: u64 = 7;
 
@@ -283,20 +281,8 @@ fn change(random: &mut Random) -> [u64; 3] {
 }
 
 fn state() -> CpuState {
-    let mut cpu = state64();
-    cpu.cpl = 3;
-    for seg in [Seg::Cs, Seg::Ss] {
-        let segment = &mut cpu.segments[seg as usize];
-        segment.rights |= 3 << 5;
-        segment.selector = if seg == Seg::Cs { USER_CODE } else { USER_DATA } as u16;
-    }
-    for seg in [Seg::Ds, Seg::Es, Seg::Fs, Seg::Gs] {
-        cpu.segments[seg as usize] = Segment::default();
-    }
-    cpu.gdtr.limit = 0x4f;
+    let mut cpu = state_of_program();
     cpu.tr.base = DATA + 0xff00;
-    cpu.tr.limit = 0x67;
-    cpu.msr.star = 0x1b << 48 | 0x08 << 32;
     cpu.msr.lstar = SYSTEM;
     cpu.msr.fmask = 0x700;
     cpu.gpr[Gpr::R12 as usize] = 77;

@@ -149,6 +149,28 @@ pub fn state64() -> CpuState {
     cpu
 }
 
+/// Selectors of programs' 64-bit code and of their data.
+pub const USER_CODE: u64 = 0x2b;
+pub const USER_DATA: u64 = 0x23;
+
+/// The same processor in a program at CPL 3, set up for SYSCALL and for a task-state segment.
+pub fn state_of_program() -> CpuState {
+    let mut cpu = state64();
+    cpu.cpl = 3;
+    for (seg, selector) in [(Seg::Cs, USER_CODE), (Seg::Ss, USER_DATA)] {
+        let segment = &mut cpu.segments[seg as usize];
+        segment.rights |= 3 << 5;
+        segment.selector = selector as u16;
+    }
+    for seg in [Seg::Ds, Seg::Es, Seg::Fs, Seg::Gs] {
+        cpu.segments[seg as usize] = Segment::default();
+    }
+    cpu.gdtr.limit = 0x4f;
+    cpu.tr.limit = 0x67;
+    cpu.msr.star = 0x1b << 48 | 0x08 << 32;
+    cpu
+}
+
 fn write_u64(memory: &GuestMemory, at: u64, value: u64) {
     memory
         .write(GuestPhysAddr(at), &value.to_le_bytes())
