@@ -20,6 +20,7 @@ mod engines;
 mod error;
 mod expansion;
 mod generation;
+mod halt;
 mod lifecycle;
 mod machine;
 mod outcome;

@@ -2,6 +2,7 @@
 
 use crate::board::MachineBoard;
 use crate::console::{ConsoleInput, ConsoleOutput};
+use crate::halt::HaltPolling;
 use crate::lifecycle::{Lifecycle, Unwinding};
 use crate::power_on::PowerOn;
 use crate::statistics::{BalloonStatistics, Ledger, Statistics};
@@ -113,6 +114,7 @@ impl Machine {
                 power_on: Arc::clone(power_on),
                 ledger: Arc::clone(&self.handle.0.ledger),
                 signature: setup.cpuid.signature(),
+                halt_polling: HaltPolling::default(),
             });
         }
         lifecycle.expect(threads.len());

@@ -1,5 +1,6 @@
 //! The thread of one vCPU.
 
+use crate::halt::HaltPolling;
 use crate::lifecycle::{Lifecycle, Next, Unwinding};
 use crate::power_on::PowerOn;
 use crate::statistics::{Ledger, VcpuStatistics};
@@ -20,6 +21,7 @@ pub(crate) struct VcpuThread {
     pub ledger: Arc<Ledger>,
     /// What EDX holds after INIT.
     pub signature: u32,
+    pub halt_polling: HaltPolling,
 }
 
 impl VcpuThread {
@@ -96,7 +98,8 @@ impl VcpuThread {
         if !cpu.nmi_blocked {
             reasons = reasons | Reason::NMI;
         }
-        self.attention().wait(reasons, None);
+        let attention = &self.attention[self.id as usize];
+        self.halt_polling.wait(attention, reasons);
     }
 
     /// INIT and start-up IPIs. SDM 3A, 8.4.
