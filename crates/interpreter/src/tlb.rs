@@ -9,7 +9,6 @@
 use crate::host::Word;
 use crate::large::LargeRanges;
 use crate::mix::mix;
-use crate::windows::Table as WindowTable;
 use belljar_memory::PAGE_SIZE;
 use belljar_x86::Access;
 use std::ptr::NonNull;
@@ -149,8 +148,6 @@ pub struct Entries {
     pub near: [[NearPair; NEAR]; SETS],
     /// Not 0 if any of the others of the set may hold something. Generated code says so.
     pub used: [u32; SETS],
-    /// What leads from addresses of programs into windows.
-    pub windows: WindowTable,
     /// The entries of all sets: those of set `s` begin at index `s * SIZE`.
     pub all: [Entry; SIZE * SETS],
 }
@@ -168,7 +165,6 @@ impl Entries {
             (&raw mut (*start).stack).write([NearPair::EMPTY; SETS]);
             (&raw mut (*start).near).write([[NearPair::EMPTY; NEAR]; SETS]);
             (&raw mut (*start).used).write([0; SETS]);
-            (&raw mut (*start).windows).write_bytes(0, 1);
             entries.assume_init()
         }
     }
@@ -476,11 +472,6 @@ impl Tlb {
     /// The size of the range around `linear` in which a large page may lie of which parts are cached.
     pub fn large_range(&self, linear: u64) -> Option<u64> {
         self.large.range(linear)
-    }
-
-    /// What leads into windows.
-    pub fn windows(&mut self) -> &mut WindowTable {
-        &mut self.entries.windows
     }
 
     /// Whether `linear` may lie in a large page of which parts are cached.

@@ -6,16 +6,16 @@
 //! comparison nor flags. What is not mapped, or must not be written, faults, and the page is looked for.
 //!
 //! ```text
-//! address of the guest   63..48: 0   47..32: slot   31..0: within the slot
-//!                                        │
-//!                                  table[slot]         window - slot * 4 GiB
-//!                                        │
+//! address of the guest   63..32: slot   31..0: within the slot
+//!                            │
+//!                      table[slot]         window - slot * 4 GiB
+//!                            │
 //! address of the host    = address + table[slot]       within the window
 //! ```
 //!
-//! A slot without a window leads into one that is empty; so do all of the upper half. If any bit above the
-//! slot is set, the sum is no canonical address, and faults, too. So no address of a guest leads anywhere
-//! but into windows.
+//! The table has the slots of the lower half. One without a window leads into a range that is empty. Of all
+//! other addresses the slot lies behind the table, where nothing may be accessed: looking there faults. So no
+//! address of a guest leads anywhere but into windows.
 //!
 //! A mapped page is a translation that is cached, as in a TLB: it was found with its accessed bit, and is
 //! writable only if it was found dirty. What the guest invalidates is unmapped. What it invalidates as a
@@ -31,14 +31,17 @@ use crate::large::LargeRanges;
 use belljar_memory::{GuestMemory, PAGE_SIZE};
 use belljar_x86::paging::{Flush, Translation};
 use space::{COMPARE, LOOK, Reserve, SLOT, Space, Window};
+use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
 pub use space::{GUARD, SLOT_SHIFT};
 
-/// Slots of the address space.
-pub const SLOTS: usize = 1 << 16;
+/// Slots of programs: those of the lower half of 48-bit addresses.
+pub const SLOTS: usize = 1 << (47 - SLOT_SHIFT);
 /// What generated code adds to an address, by slot.
 pub type Table = [usize; SLOTS];
+/// Bytes from the beginning of a table on that generated code may try to read, as it counts 2^32 slots.
+pub const REACH: usize = size_of::<usize>() << (64 - SLOT_SHIFT);
 
 /// Pages that lie in one range of so many bytes are mapped together, if they lie likewise in RAM.
 const AROUND: u64 = 16 * PAGE_SIZE;
@@ -62,7 +65,7 @@ pub enum Faulted {
     Page(u64),
     /// One in a slot that has no window.
     NoWindow,
-    /// One in no slot, or an operand that leaves its slot.
+    /// One in no slot, where behind the table generated code looked for it, or an operand that leaves its slot.
     Beyond,
     /// None that a guest's leads to.
     Elsewhere,
@@ -79,10 +82,27 @@ pub enum Opened {
     Never,
 }
 
+/// The table that generated code looks into.
+#[derive(Debug)]
+struct Leads(NonNull<Table>);
+
+impl Leads {
+    fn set(&mut self, slot: usize, lead: usize) {
+        // SAFETY: who called `Windows::new` keeps the table alive and touches it at no such time.
+        unsafe { self.0.as_mut()[slot] = lead };
+    }
+
+    /// Whether generated code may have looked for a slot at the address `host`.
+    fn reaches(&self, host: usize) -> bool {
+        host.wrapping_sub(self.0.addr().get()) < REACH
+    }
+}
+
 /// The windows of one vCPU.
 #[derive(Debug)]
 pub struct Windows {
     memory: GuestMemory,
+    table: Leads,
     /// Where slots without a window lead.
     empty: Reserve,
     spaces: Vec<Space>,
@@ -106,7 +126,8 @@ pub struct Windows {
     pub compared: u64,
 }
 
-// SAFETY: the addresses are those of mappings that the object owns, and of the memory that it keeps.
+// SAFETY: the addresses are those of mappings that the object owns, of the memory that it keeps, and of the
+// table, which is its own to write.
 unsafe impl Send for Windows {}
 
 impl Windows {
@@ -115,13 +136,18 @@ impl Windows {
     ///
     /// # Errors
     /// If the host gives no addresses.
-    pub fn new(
+    ///
+    /// # Safety
+    /// `table` outlives this object. Nothing else writes to it, and nothing reads it while a method of this
+    /// object runs. In the first [`REACH`] bytes from its beginning on, nothing can be accessed behind it.
+    pub unsafe fn new(
         memory: GuestMemory,
         vcpus: usize,
         patience: u32,
-        table: &mut Table,
+        table: NonNull<Table>,
     ) -> rustix::io::Result<Self> {
-        let windows = Self {
+        let mut windows = Self {
+            table: Leads(table),
             writable: vec![0; memory.code().pages().div_ceil(64)].into(),
             memory,
             empty: Reserve::new()?,
@@ -135,22 +161,24 @@ impl Windows {
             mapped: 0,
             compared: 0,
         };
-        for (slot, entry) in table.iter_mut().enumerate() {
-            *entry = windows.empty.lead_from(slot);
+        for slot in 0..SLOTS {
+            windows.table.set(slot, windows.empty.lead_from(slot));
         }
         Ok(windows)
     }
 
     /// Lets the table show an address space.
-    fn show(&mut self, index: Option<usize>, table: &mut Table) {
+    fn show(&mut self, index: Option<usize>) {
         let before = self.shown.and_then(|index| self.spaces.get(index));
         for window in before.into_iter().flat_map(|space| &space.windows) {
-            table[window.slot] = self.empty.lead_from(window.slot);
+            let nowhere = self.empty.lead_from(window.slot);
+            self.table.set(window.slot, nowhere);
         }
         self.shown = index;
         if let Some(space) = index.and_then(|index| self.spaces.get(index)) {
             for window in &space.windows {
-                table[window.slot] = window.reserve.lead_from(window.slot);
+                let lead = window.reserve.lead_from(window.slot);
+                self.table.set(window.slot, lead);
             }
         }
         // Nothing leads into the windows of these any more.
@@ -180,7 +208,6 @@ impl Windows {
         &mut self,
         root: u64,
         pcid: u16,
-        table: &mut Table,
         walk: impl FnMut(u64) -> Option<Translation>,
     ) -> bool {
         if self.shows(root, pcid) {
@@ -191,7 +218,7 @@ impl Windows {
         }
         let Some(index) = self.find(root).filter(|&index| self.spaces[index].open) else {
             if self.shown.is_some() {
-                self.show(None, table);
+                self.show(None);
             }
             return false;
         };
@@ -202,7 +229,7 @@ impl Windows {
             self.compare(index, walk);
         }
         let open = self.spaces[index].open;
-        self.show(open.then_some(index), table);
+        self.show(open.then_some(index));
         open
     }
 
@@ -292,8 +319,7 @@ impl Windows {
 
     /// What the address `host`, at which generated code had a page fault, is.
     pub fn place(&self, host: usize) -> Faulted {
-        // Where addresses have 57 bits, these are canonical, but nothing of this process lies there.
-        if host >> 47 != 0 {
+        if self.table.reaches(host) {
             return Faulted::Beyond;
         }
         if self.empty.surrounds(host) {
@@ -314,7 +340,7 @@ impl Windows {
     }
 
     /// Makes windows for slots of the shown address space that have none; tells whether it made any.
-    pub fn open_slots(&mut self, slots: impl Iterator<Item = usize>, table: &mut Table) -> bool {
+    pub fn open_slots(&mut self, slots: impl Iterator<Item = usize>) -> bool {
         let mut count: usize = self.spaces.iter().map(|space| space.windows.len()).sum();
         let Some(space) = self.shown.and_then(|index| self.spaces.get_mut(index)) else {
             return false;
@@ -323,13 +349,13 @@ impl Windows {
         space.account -= LOOK;
         for slot in slots {
             let known = space.windows.iter().any(|window| window.slot == slot);
-            if known || slot >= SLOTS / 2 || count >= MOST_WINDOWS / self.vcpus {
+            if known || slot >= SLOTS || count >= MOST_WINDOWS / self.vcpus {
                 continue;
             }
             let Ok(reserve) = Reserve::new() else {
                 break;
             };
-            table[slot] = reserve.lead_from(slot);
+            self.table.set(slot, reserve.lead_from(slot));
             space.windows.push(Window { slot, reserve });
             count += 1;
         }

@@ -17,7 +17,6 @@ use crate::rare::Rare;
 use crate::registers::{self, Place, names_environment, names_high_byte};
 use crate::x87::is_x87;
 use belljar_interpreter::tlb::{self, Entry};
-use belljar_interpreter::windows::SLOT_SHIFT;
 use iced_x86::{EncodingKind, Instruction, OpKind, Register};
 use std::mem::offset_of;
 
@@ -26,6 +25,14 @@ const SHIFT: u8 = 12 - size_of::<Entry>().trailing_zeros() as u8;
 const HOST: usize = offset_of!(Entry, host);
 /// The most bytes of an operand that need not be aligned.
 const PLAIN: usize = 8;
+
+/// What R10 and RAX are together.
+const SUM: Mem = Mem {
+    env: false,
+    base: Some(R10),
+    index: Some((RAX, 0)),
+    disp: 0,
+};
 
 /// The memory operand of an instruction.
 #[derive(Clone, Copy, Debug)]
@@ -50,8 +57,9 @@ pub fn memory_operand(ins: &Instruction) -> Option<u32> {
 
 impl Block<'_> {
     /// Gives the host's place of the instruction's memory operand of `size` bytes, by way of R10.
-    /// The flags that matter are in the environment or the host's. Changes RAX.
-    pub fn access(&mut self, size: usize, write: bool) -> Mem {
+    /// The flags that matter are in the environment or the host's. Changes RAX; if `scratch` says that it
+    /// stays as it is until the access, the place may be named by it.
+    pub fn access(&mut self, size: usize, write: bool, scratch: bool) -> Mem {
         let guest = *self.guest();
         if let Some((base, displacement)) = self.plain_base(&guest.ins) {
             return self.through_slot(guest.member, base, displacement);
@@ -68,9 +76,10 @@ impl Block<'_> {
                 block.lea_word(R10, address);
             });
         }
-        if !self.windows {
-            self.spare_flags(guest.live);
+        if self.windows {
+            return self.look_through(&guest.ins, size, scratch);
         }
+        self.spare_flags(guest.live);
         let address = self.address(&guest.ins, size);
         self.check_operand(address, size, write);
         at(R10, 0)
@@ -239,7 +248,7 @@ impl Block<'_> {
         if self.windows {
             // The flags may matter.
             self.asm.load(RAX, Env::base(gs));
-            return self.add_to_address();
+            return self.asm.lea(true, R10, SUM);
         }
         self.asm.alu_mem(Alu::Add, self.wide(), R10, Env::base(gs));
     }
@@ -295,20 +304,15 @@ impl Block<'_> {
         }
     }
 
-    /// Adds RAX to R10. The flags stay.
-    fn add_to_address(&mut self) {
-        let sum = Mem {
-            index: Some((RAX, 0)),
-            ..at(R10, 0)
-        };
-        self.asm.lea(true, R10, sum);
-    }
-
     /// Turns the address of the instruction's operand into one of the host, in R10: through a window if
     /// there are any, else by a near copy if it stays near. Changes RAX, and without windows the flags.
     pub fn check_operand(&mut self, address: Address, size: usize, write: bool) {
         if self.windows {
-            return self.look_through(address);
+            if let Address::Constant(value) = address {
+                self.asm.mov_imm(R10, value);
+            }
+            self.through_own_slot(0, false);
+            return;
         }
         match (self.guest().near, address) {
             (Some(near), Address::Computed) => self.check_near(near, size, write),
@@ -316,21 +320,45 @@ impl Block<'_> {
         }
     }
 
-    /// Turns an address into one of the host's, in R10, through a window. Changes RAX.
-    fn look_through(&mut self, address: Address) {
-        self.held = None;
-        if let Address::Constant(value) = address {
+    /// The place of the instruction's memory operand of `size` bytes in a window, where its address or what
+    /// it is based on has to be computed; see [`access`](Self::access). Changes RAX, not the flags.
+    fn look_through(&mut self, ins: &Instruction, size: usize, scratch: bool) -> Mem {
+        let offset = i32::try_from(ins.memory_displacement64() as i64);
+        let based = based_on(ins).zip(offset.ok()).filter(|_| {
+            let constant = ins.memory_base() == Register::None;
+            constant && ins.memory_index() == Register::None && ins.encoding() != EncodingKind::EVEX
+        });
+        if let Some((gs, offset)) = based {
+            self.asm.load(R10, Env::base(gs));
+            return self.through_own_slot(offset, scratch);
+        }
+        if let Address::Constant(value) = self.address(ins, size) {
             self.asm.mov_imm(R10, value);
         }
-        self.lead_to_slot(RAX, R10);
-        self.add_to_address();
-        self.may_raise = true;
+        self.through_own_slot(0, scratch)
     }
 
-    /// Loads what leads from the slot of an address into its window. The flags stay.
+    /// The place `displacement` from the address in R10, through the window of that address's slot. Changes
+    /// RAX, and R10 to the sum of both unless `scratch` says that RAX will stay.
+    fn through_own_slot(&mut self, displacement: i32, scratch: bool) -> Mem {
+        self.held = None;
+        self.lead_to_slot(RAX, R10);
+        self.may_raise = true;
+        if scratch {
+            return Mem {
+                disp: displacement,
+                ..SUM
+            };
+        }
+        self.asm.lea(true, R10, SUM);
+        at(R10, displacement)
+    }
+
+    /// Loads what leads from the slot of an address into its window. The flags stay. An address of no slot
+    /// faults here.
     fn lead_to_slot(&mut self, to: asm::Reg, address: asm::Reg) {
-        self.asm.rorx(to, address, SLOT_SHIFT as u8);
-        self.asm.movzx_word(to, to);
+        self.asm.shr_by_stack(to, address);
+        self.list();
         let entry = Mem {
             base: None,
             index: Some((to, 3)),
@@ -443,7 +471,16 @@ impl Block<'_> {
     /// Lists the host's instruction that follows if it may raise an exception.
     pub fn list_if_raising(&mut self) {
         if std::mem::take(&mut self.may_raise) {
-            let site = self.site();
+            self.list();
+        }
+    }
+
+    /// Lists the host's instruction that follows, unless what was listed last says the same of it.
+    fn list(&mut self) {
+        let site = self.this_site();
+        let last = self.tables.faults.last();
+        if last.is_none_or(|&(_, last)| self.tables.sites[last as usize] != site) {
+            let site = self.tables.site(site);
             self.tables.faults.push((self.asm.here(), site));
         }
     }
@@ -453,7 +490,7 @@ impl Block<'_> {
 /// the flags.
 pub fn find_entry(asm: &mut Asm, to: asm::Reg, bmi2: bool, entries: usize) {
     if bmi2 {
-        asm.rorx32(to, R10, SHIFT);
+        asm.rorx(false, to, R10, SHIFT);
     } else {
         asm.mov32(to, R10);
         asm.shr32(to, SHIFT);

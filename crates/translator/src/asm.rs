@@ -524,11 +524,6 @@ impl Asm {
         self.mem(wide, &[(op as u8) << 3 | 3], to, from);
     }
 
-    /// Copies the lowest 16 bits of a register. The flags stay.
-    pub fn movzx_word(&mut self, to: Reg, from: Reg) {
-        self.reg(false, &[0x0f, 0xb7], to, from);
-    }
-
     /// Compares a byte of memory with a constant.
     #[inline(always)]
     pub fn cmp_byte(&mut self, at: Mem, value: u8) {
@@ -536,17 +531,8 @@ impl Asm {
         self.byte(value);
     }
 
-    /// Rotates 32 bits right into another register; BMI2.
-    pub fn rorx32(&mut self, to: Reg, from: Reg, count: u8) {
-        self.rorx_of(false, to, from, count);
-    }
-
-    /// Rotates 64 bits right into another register; BMI2.
-    pub fn rorx(&mut self, to: Reg, from: Reg, count: u8) {
-        self.rorx_of(true, to, from, count);
-    }
-
-    fn rorx_of(&mut self, wide: bool, to: Reg, from: Reg, count: u8) {
+    /// Rotates 64 or 32 bits right into another register; BMI2. The flags stay.
+    pub fn rorx(&mut self, wide: bool, to: Reg, from: Reg, count: u8) {
         // VEX.LZ.F2.0F3A F0 /r ib; R and B are inverted.
         let first = 0x43 | u8::from(to < 8) << 7 | u8::from(from < 8) << 5;
         self.bytes(&[
@@ -556,6 +542,22 @@ impl Asm {
             0xf0,
             0xc0 | (to & 7) << 3 | from & 7,
             count,
+        ]);
+    }
+
+
+    /// In a block, shifts 64 bits right by 32 into another register, as the lowest bits of the stack pointer
+    /// say; BMI2. The flags stay.
+    pub fn shr_by_stack(&mut self, to: Reg, from: Reg) {
+        debug_assert!(self.in_block, "the stack pointer holds the environment's address");
+        // SHRX: VEX.LZ.F2.0F38.W1 F7 /r; R, B and the number of the register that counts are inverted.
+        let first = 0x42 | u8::from(to < 8) << 7 | u8::from(from < 8) << 5;
+        self.bytes(&[
+            0xc4,
+            first,
+            0x83 | (!RSP & 15) << 3,
+            0xf7,
+            0xc0 | (to & 7) << 3 | from & 7,
         ]);
     }
 

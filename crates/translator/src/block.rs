@@ -381,7 +381,13 @@ impl Block<'_> {
 
     /// A site at the instruction under translation.
     pub fn site(&mut self) -> u32 {
-        self.tables.site(Site {
+        let site = self.this_site();
+        self.tables.site(site)
+    }
+
+    /// The site that is here.
+    pub fn this_site(&self) -> Site {
+        Site {
             rip: self.place_of(self.guest_rip()),
             head: self.place_of(self.rip),
             flags: self.loc,
@@ -390,7 +396,7 @@ impl Block<'_> {
             grouped: false,
             owed: self.owed,
             access: None,
-        })
+        }
     }
 
     // Flags.
@@ -526,7 +532,7 @@ impl Block<'_> {
         let cache = mode.space() as usize;
         // See `env::jump_slot`.
         if self.bmi2 {
-            self.asm.rorx(R10, RAX, 12);
+            self.asm.rorx(true, R10, RAX, 12);
         } else {
             self.asm.mov(R10, RAX);
             self.asm.shr(R10, 12);

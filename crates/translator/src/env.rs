@@ -2,11 +2,18 @@
 //!
 //! GS holds its address, and so does the host's stack pointer while a block runs: what is used most lies
 //! in the first 128 bytes, which a displacement of one byte reaches. The stack lies below it.
+//!
+//! Its address is 32 more than a multiple of 64. So a shift by the stack pointer, whose lowest six bits
+//! count, is one by 32: it turns an address of the guest into its slot, and no register has to hold the
+//! count. Behind the environment, which ends with the table of slots, nothing can be accessed as far as a
+//! slot may lead.
 
 use crate::asm::{Mem, env};
 use crate::registers::{Place, UNPINNED, place};
 use belljar_interpreter::InterpreterVcpu;
 use belljar_interpreter::tlb::{Entries, Entry, NEAR, NearPair, Set};
+use belljar_interpreter::windows::{REACH, Table};
+use belljar_memory::PAGE_SIZE;
 use belljar_x86::CpuState;
 use belljar_x86::state::VectorState;
 use std::io;
@@ -56,7 +63,7 @@ pub const NEVER: u32 = 2;
 
 /// The environment.
 #[derive(Debug)]
-#[repr(C, align(64))]
+#[repr(C, align(32))]
 pub struct Env {
     /// The status flags as `lahf; seto al` leaves them in AX, while they are not in the host's.
     pub flags: u32,
@@ -143,25 +150,41 @@ pub struct Env {
     pub host_stack: u64,
     /// The processor.
     pub processor: *mut InterpreterVcpu,
+    /// Nothing: it makes the size what the address asks for.
+    pub padding: [u64; 4],
     /// Where FXSAVE and FXRSTOR store and find their image.
     pub x87_image: Image,
     /// Where jumps to other pages lead.
     pub cells: [u64; CELLS],
     /// Jump caches.
     pub jumps: [[Jump; JUMPS]; JUMP_CACHES],
+    /// What leads from addresses of programs into windows.
+    pub windows: Table,
 }
+
+// The environment ends with a page.
+const _: () = assert!(size_of::<Env>() % 64 == 32);
+const _: () = assert!(offset_of!(Env, windows) + size_of::<Table>() == size_of::<Env>());
 
 // The near copies of the stack, but with AC, are reached by a displacement of one byte.
 const _: () = assert!(Env::near(Set::Supervisor as usize, 0, true) + size_of::<usize>() < 128);
 
 /// An environment in memory of its own, with the stack of generated code below it.
 #[derive(Debug)]
-pub struct Room(NonNull<Env>);
+pub struct Room {
+    env: NonNull<Env>,
+    /// Bytes of the host's addresses in which nothing can be accessed behind it.
+    behind: usize,
+}
 
 /// The stack: what is called back needs a fraction of it.
 const STACK: usize = 256 << 10;
 /// No access to what lies below the stack.
 const GUARD: usize = 64 << 10;
+/// Stack and environment.
+const USED: usize = (STACK + size_of::<Env>()).next_multiple_of(PAGE_SIZE as usize);
+/// What generated code may try to read behind the table of slots.
+const BEHIND: usize = REACH - size_of::<Table>();
 
 impl Room {
     /// A new environment, zeroed but for the jump caches, which are empty.
@@ -169,32 +192,45 @@ impl Room {
     /// # Errors
     /// If the host gives no memory.
     pub fn new() -> io::Result<Self> {
-        let rights = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a fresh mapping at an address that the host chooses.
-        let start = unsafe { libc::mmap(ptr::null_mut(), Self::SIZE, rights, flags, -1, 0) };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let at = start.wrapping_byte_add(GUARD + STACK).cast();
-        let mut room = Self(NonNull::new(at).ok_or(io::ErrorKind::OutOfMemory)?);
-        // SAFETY: it is a part of the mapping that nothing has used yet.
-        if unsafe { libc::mprotect(start, GUARD, libc::PROT_NONE) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        // A limit of addresses may be too low for windows.
+        let mut room = Self::with_behind(BEHIND).or_else(|_| Self::with_behind(0))?;
         room.set_up();
         Ok(room)
     }
 
-    const SIZE: usize = GUARD + STACK + size_of::<Env>();
+    fn with_behind(behind: usize) -> io::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let (size, none) = (GUARD + USED + behind, libc::PROT_NONE);
+        // SAFETY: a fresh mapping at an address that the host chooses.
+        let start = unsafe { libc::mmap(ptr::null_mut(), size, none, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // The table of slots, which is the environment's end, ends with the page.
+        let env = start.wrapping_byte_add(GUARD + USED - size_of::<Env>());
+        let env = NonNull::new(env.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let room = Self { env, behind };
+        let used = start.wrapping_byte_add(GUARD);
+        // SAFETY: it is a part of the mapping that nothing has used yet.
+        if unsafe { libc::mprotect(used, USED, libc::PROT_READ | libc::PROT_WRITE) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(room)
+    }
+
+    /// The table of slots, if nothing can be accessed behind it.
+    pub fn windows(&mut self) -> Option<NonNull<Table>> {
+        (self.behind == BEHIND).then(|| NonNull::from(&mut self.windows))
+    }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        // SAFETY: `new` mapped as much, and nothing refers to it any more.
+        // SAFETY: `with_behind` mapped as much, and nothing refers to it any more.
         unsafe {
-            let start = self.0.as_ptr().byte_sub(GUARD + STACK);
-            libc::munmap(start.cast(), Self::SIZE);
+            let end = self.env.as_ptr().add(1);
+            let start = end.byte_sub(GUARD + USED);
+            libc::munmap(start.cast(), GUARD + USED + self.behind);
         }
     }
 }
@@ -206,14 +242,14 @@ impl Deref for Room {
         // SAFETY: the mapping is aligned and large enough, and lives as long as this object, which owns
         // it. Every field is an integer, a raw pointer, or arrays and structures of such, for all of which
         // zero is a value.
-        unsafe { self.0.as_ref() }
+        unsafe { self.env.as_ref() }
     }
 }
 
 impl DerefMut for Room {
     fn deref_mut(&mut self) -> &mut Env {
         // SAFETY: as in `deref`.
-        unsafe { self.0.as_mut() }
+        unsafe { self.env.as_mut() }
     }
 }
 
@@ -321,7 +357,7 @@ impl Env {
 
     /// Offset of the table that leads into windows.
     pub const fn windows() -> usize {
-        offset_of!(Env, tlb.windows)
+        offset_of!(Env, windows)
     }
 
     /// The host's address that the accesses of a group share.

@@ -63,7 +63,13 @@ impl Block<'_> {
             // A register that was lent must not be seen by who looks after a fault.
             memory = Some(match plan.lent {
                 Some(_) if self.windows => self.checked_access(size, write),
-                _ => self.access(size, write),
+                _ => {
+                    if self.windows {
+                        // While RAX is free; the access leaves the flags alone.
+                        self.flags_in();
+                    }
+                    self.access(size, write, plan.in_rax.is_none())
+                }
             });
         }
         if plan.in_r10.is_some() {

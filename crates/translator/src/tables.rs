@@ -20,7 +20,7 @@ pub enum Loc {
 }
 
 /// An instruction at which generated code can be left.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Site {
     /// Its address; in relative code counted from the page.
     pub rip: u64,

@@ -106,8 +106,11 @@ impl TranslatorVcpu {
                 .place_tlb(NonNull::from(&mut env.tlb), tuning.tlb_entries);
         }
         let vcpus = processor.core.attention.len();
-        if let Some(patience) = tuning.patience.filter(|_| cache.has_flagless_checks()) {
-            processor.core.mmu.allow_windows(vcpus, patience);
+        if let Some(patience) = tuning.patience.filter(|_| cache.has_flagless_checks())
+            && let Some(table) = env.windows()
+        {
+            // SAFETY: as above; nothing can be accessed behind the table.
+            unsafe { processor.core.mmu.allow_windows(vcpus, patience, table) };
         }
         if vcpus > 1 {
             processor.core.mmu.keep_evicted();

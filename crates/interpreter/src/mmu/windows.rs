@@ -2,10 +2,11 @@
 
 use super::{Mmu, set_of};
 use crate::tlb::Set;
-use crate::windows::{Faulted, Opened, SLOT_SHIFT, Windows};
+use crate::windows::{Faulted, Opened, SLOT_SHIFT, Table, Windows};
 use belljar_memory::GuestPhysAddr;
 use belljar_x86::paging::{Flush, translate_known};
 use belljar_x86::{Access, CpuState, control};
+use std::ptr::NonNull;
 
 /// The address in CR3. SDM 3A, table 4-12.
 const ROOT: u64 = 0x000f_ffff_ffff_f000;
@@ -13,9 +14,13 @@ const ROOT: u64 = 0x000f_ffff_ffff_f000;
 impl Mmu {
     /// Gives windows to programs that have been seen running `patience` times; this is one of `vcpus`. A
     /// host that has no addresses for them does without.
-    pub fn allow_windows(&mut self, vcpus: usize, patience: u32) {
-        let (memory, table) = (self.memory.clone(), self.tlb.windows());
-        self.windows = Windows::new(memory, vcpus, patience, table).ok();
+    ///
+    /// # Safety
+    /// As for [`Windows::new`].
+    pub unsafe fn allow_windows(&mut self, vcpus: usize, patience: u32, table: NonNull<Table>) {
+        let memory = self.memory.clone();
+        // SAFETY: the caller's promise.
+        self.windows = unsafe { Windows::new(memory, vcpus, patience, table) }.ok();
     }
 
     /// Whether the 64-bit program that runs has windows; they are shown then.
@@ -32,7 +37,7 @@ impl Mmu {
             return true;
         }
         let memory = &self.memory;
-        windows.turn_to(root, pcid, self.tlb.windows(), |linear| {
+        windows.turn_to(root, pcid, |linear| {
             translate_known(cpu, memory, linear)
         })
     }
@@ -147,7 +152,7 @@ impl Mmu {
         });
         let slots = gigabytes.map(|gigabyte| (gigabyte << 30 >> SLOT_SHIFT) as usize);
         let windows = self.windows.as_mut();
-        windows.is_some_and(|windows| windows.open_slots(slots, self.tlb.windows()))
+        windows.is_some_and(|windows| windows.open_slots(slots))
     }
 
     /// Drops what the guest invalidates.
