@@ -545,11 +545,13 @@ impl Asm {
         ]);
     }
 
-
     /// In a block, shifts 64 bits right by 32 into another register, as the lowest bits of the stack pointer
     /// say; BMI2. The flags stay.
     pub fn shr_by_stack(&mut self, to: Reg, from: Reg) {
-        debug_assert!(self.in_block, "the stack pointer holds the environment's address");
+        debug_assert!(
+            self.in_block,
+            "the stack pointer holds the environment's address"
+        );
         // SHRX: VEX.LZ.F2.0F38.W1 F7 /r; R, B and the number of the register that counts are inverted.
         let first = 0x42 | u8::from(to < 8) << 7 | u8::from(from < 8) << 5;
         self.bytes(&[

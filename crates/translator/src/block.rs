@@ -11,7 +11,7 @@
 //! ```
 //!
 //! The bracketed parts are there if an instruction of the block may read flags that it did not
-//! write.
+//! write. Loops that borrow registers begin otherwise; see [`loops`](crate::loops).
 
 use crate::access::{leaves_address, memory_operand};
 use crate::asm::{self, Alu, Asm, Cond, Label, R10, RAX, at, env_at};
@@ -21,6 +21,7 @@ use crate::exit::Exit;
 use crate::flags::{self, Effect, Flags};
 use crate::generic::may_fault;
 use crate::groups::{Group, Member};
+use crate::loops::Loan;
 use crate::mode::Mode;
 use crate::near::Near;
 use crate::plans::Plans;
@@ -150,6 +151,10 @@ pub struct Block<'a> {
     pub lost: bool,
     /// What is still to be added to the stack pointer.
     pub owed: i32,
+    /// Registers that are in each other's place: the block is a loop.
+    pub loan: Loan,
+    /// Where the next turn of such a loop begins.
+    pub again: Option<Label>,
     /// The host may raise an exception for the next access: its address came of a near copy or leads into
     /// a window, or its instruction is one that may fault by itself.
     pub may_raise: bool,
@@ -160,7 +165,11 @@ impl Block<'_> {
     /// Translates the block; `None` if that went wrong. `next` is the address behind its last
     /// instruction.
     pub fn translate(mut self, next: u64) -> Option<Layout> {
-        let layout = self.entries();
+        let layout = if self.loan.is_none() {
+            self.entries()
+        } else {
+            self.loop_entries()
+        };
         let mut open = true;
         for now in 0..self.guests.len() {
             self.now = now;
@@ -172,6 +181,7 @@ impl Block<'_> {
         if open {
             self.now = self.guests.len();
             self.settle_stack();
+            self.exchange();
             self.jump(next);
         }
         self.asm.begin_rare();
@@ -395,6 +405,7 @@ impl Block<'_> {
             mode: self.mode,
             grouped: false,
             owed: self.owed,
+            loan: self.loan,
             access: None,
         }
     }
@@ -482,6 +493,7 @@ impl Block<'_> {
             patch,
             skipped: 0,
             backward,
+            exchanged: true,
         });
     }
 
@@ -499,6 +511,9 @@ impl Block<'_> {
 
     /// Jumps to a target that is known on a condition. The flags are the host's.
     pub fn jump_if(&mut self, cond: Cond, target: u64) {
+        if let Some(again) = self.again.filter(|_| target == self.rip) {
+            return self.asm.jcc(cond, again);
+        }
         let label = self.asm.label();
         self.asm.jcc(cond, label);
         let skipped = (self.guests.len() - self.now - 1) as u8;
@@ -510,6 +525,7 @@ impl Block<'_> {
             patch: direct.then(|| self.asm.here() - 4),
             skipped,
             backward: target <= self.guest_rip(),
+            exchanged: self.loan.is_none(),
         });
     }
 

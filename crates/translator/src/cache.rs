@@ -8,6 +8,7 @@ use crate::bound::Place;
 use crate::env::Env;
 use crate::groups::{self, Group};
 use crate::kinds::Kinds;
+use crate::loops::{self, Loan};
 use crate::mixer::Mixer;
 use crate::mode::Mode;
 use crate::near;
@@ -432,9 +433,13 @@ impl Cache {
         if self.tables.is_full() || self.memory.room() < CAPACITY {
             self.clear(env);
         }
-        let scanned = self.scan(core, &key, rip, page)?;
+        let mut scanned = self.scan(core, &key, rip, page)?;
+        let loan = loops::borrow(&mut self.guests, key.mode, rip);
+        if !loan.is_none() {
+            scanned.next = self.guests.last()?.ins.next_ip();
+        }
         let groups = self.groups(&key, rip);
-        self.emit(env, key, rip, &scanned, &groups)
+        self.emit(env, key, rip, &scanned, &groups, loan)
     }
 
     /// Decodes the block of `key` into `guests` and `bytes`.
@@ -562,6 +567,7 @@ impl Cache {
         rip: u64,
         scanned: &Scanned,
         groups: &[Group],
+        loan: Loan,
     ) -> Option<Translated> {
         let bytes = &self.bytes[..];
         let next = scanned.next;
@@ -599,6 +605,8 @@ impl Cache {
             held: None,
             lost: false,
             owed: 0,
+            loan,
+            again: None,
             may_raise: false,
             rare: &mut self.rare,
         };

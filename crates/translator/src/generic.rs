@@ -38,7 +38,13 @@ impl Block<'_> {
         let Some(encoding) = Encoding::parse(bytes, self.wide()) else {
             return false;
         };
-        let Some(plan) = self.plans.of(ins, &encoding, self.mode.is_code32()) else {
+        let plan = if self.loan.is_none() {
+            self.plans.of(ins, &encoding, self.mode.is_code32())
+        } else {
+            // What is remembered by the encoding has the registers that it names.
+            self.plans.anew(ins, encoding)
+        };
+        let Some(plan) = plan else {
             return false;
         };
         if !self.is_enabled(unit) {

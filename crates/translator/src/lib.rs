@@ -24,6 +24,7 @@ mod generic;
 mod groups;
 mod gs;
 mod kinds;
+mod loops;
 mod mixer;
 mod mode;
 mod near;

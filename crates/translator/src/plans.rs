@@ -111,6 +111,11 @@ impl Plans {
         }
     }
 
+    /// The plan for `ins`, an instruction of 64-bit code that names other registers than its encoding.
+    pub fn anew(&mut self, ins: &Instruction, encoding: Encoding<'_>) -> Option<Plan> {
+        Plan::new(ins, self.shapes.of(ins), encoding, false)
+    }
+
     /// The plan for `ins`; `None` if it cannot be written anew.
     #[inline]
     pub fn of(&mut self, ins: &Instruction, encoding: &Encoding<'_>, code32: bool) -> Option<Plan> {

@@ -42,6 +42,8 @@ pub enum Rare {
         skipped: u8,
         /// Whether it leads backward.
         backward: bool,
+        /// Whether no register is in another's place any more.
+        exchanged: bool,
     },
     /// An indirect jump, to what is in RAX, missed the jump cache.
     Indirect {
@@ -115,14 +117,33 @@ impl Block<'_> {
                     patch,
                     skipped,
                     backward,
+                    exchanged,
                 } => {
                     self.asm.bind(label);
+                    let patch = if exchanged {
+                        patch
+                    } else {
+                        self.exchange_before(patch)
+                    };
                     self.write_jump(target, loc, patch, skipped, backward);
                 }
             }
         }
         *self.rare = all;
         self.write_empty_cells();
+    }
+
+    /// Puts registers back in their places before a jump to what is known. Gives the place of the
+    /// displacement that can lead to the target itself from now on, if there was one.
+    fn exchange_before(&mut self, patch: Option<u32>) -> Option<u32> {
+        self.exchange();
+        patch.map(|_| {
+            let next = self.asm.label();
+            self.asm.jmp(next);
+            let patch = self.asm.here() - 4;
+            self.asm.bind(next);
+            patch
+        })
     }
 
     /// Leaves with the flags in the environment.

@@ -65,6 +65,19 @@ pub fn number(register: Register) -> u8 {
     }
 }
 
+/// The register of that number that has `size` bytes, not one of AH, CH, DH and BH.
+pub fn of_size(size: usize, number: u8) -> Register {
+    let first = match size {
+        8 => Register::RAX,
+        4 => Register::EAX,
+        2 => Register::AX,
+        _ if number < 4 => Register::AL,
+        // AH, CH, DH and BH lie between.
+        _ => Register::AH,
+    };
+    first + u32::from(number)
+}
+
 /// Whether it is AH, CH, DH or BH.
 pub fn is_high_byte(register: Register) -> bool {
     matches!(
@@ -75,7 +88,7 @@ pub fn is_high_byte(register: Register) -> bool {
 
 /// The general-purpose registers that an instruction names, those of an address with them: a bit for each
 /// number, and [`HIGH_BYTE`].
-fn named(ins: &Instruction) -> u32 {
+pub fn named(ins: &Instruction) -> u32 {
     let bit = |register: Register| {
         if !register.is_gpr() {
             return 0;

@@ -1,6 +1,7 @@
 //! What generated code refers to by number: sites, links and cells.
 
 use crate::exit::Exit;
+use crate::loops::Loan;
 use crate::mixer::Mixer;
 use crate::mode::Mode;
 use std::collections::HashMap;
@@ -36,6 +37,8 @@ pub struct Site {
     pub grouped: bool,
     /// What the block has still to add to the stack pointer.
     pub owed: i32,
+    /// Registers that are in each other's place.
+    pub loan: Loan,
     /// Where behind the address that it checks its access is, if a page fault there is all that can
     /// be wrong with it.
     pub access: Option<u8>,

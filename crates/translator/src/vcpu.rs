@@ -550,10 +550,11 @@ impl TranslatorVcpu {
         }
     }
 
-    /// The instruction pointer becomes that of `site`.
+    /// The state, which was stored at `site`, becomes that before its instruction.
     fn go_to(&mut self, site: u32) {
         if let Some(site) = self.cache.tables.sites.get(site as usize) {
             self.processor.core.cpu.rip = self.address(site.mode, site.rip);
+            site.loan.settle(&mut self.processor.core.cpu.gpr);
         }
     }
 

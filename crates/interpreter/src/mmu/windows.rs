@@ -37,9 +37,7 @@ impl Mmu {
             return true;
         }
         let memory = &self.memory;
-        windows.turn_to(root, pcid, |linear| {
-            translate_known(cpu, memory, linear)
-        })
+        windows.turn_to(root, pcid, |linear| translate_known(cpu, memory, linear))
     }
 
     /// How many pages were mapped in windows, and how many compared with the page tables.
