@@ -43,6 +43,7 @@ mod tables;
 mod trace;
 mod tuning;
 mod vcpu;
+mod vectors;
 mod width;
 mod x87;
 

@@ -5,18 +5,13 @@ use crate::env::{Env, LATER, NEVER};
 use crate::exit::Exit;
 use crate::far;
 use crate::registers::{GUEST_GPRS, Place};
-use crate::x87;
+use crate::{vectors, x87};
 use belljar_interpreter::windows::Opened;
 use belljar_memory::PAGE_SIZE;
 use belljar_passthrough::code_memory::CodeMemory;
 use belljar_passthrough::fault::{PAGE_RECOVERY, RECOVERY};
-use belljar_passthrough::{has_avx, has_avx512};
 use belljar_x86::Access;
-use belljar_x86::state::{VectorState, X87};
-use std::mem::offset_of;
 
-/// MXCSR as Rust code expects it.
-const HOST_MXCSR: u32 = 0x1f80;
 /// Registers of the guest that Rust code may change.
 const VOLATILE: [Reg; 8] = [
     asm::RCX,
@@ -44,7 +39,7 @@ pub struct Stubs {
     pub refill_read: u32,
     /// The same for a write.
     pub refill_write: u32,
-    /// Loads the vector state. Changes RAX, not the flags.
+    /// Loads the vector state. Changes RAX and the flags.
     pub load_vector: u32,
     /// Loads the x87 state. Changes RAX, not the flags.
     pub load_x87: u32,
@@ -126,9 +121,9 @@ pub fn write(memory: &mut CodeMemory, tlb_entries: usize) -> Option<Stubs> {
     let page_fault = asm.label();
     asm.jmp(page_fault);
     let spill = asm.here();
-    spill_vector(&mut asm);
+    vectors::spill(&mut asm);
     stubs.load_vector = asm.here();
-    load_vector(&mut asm);
+    vectors::load(&mut asm);
     let spill_x87 = asm.here();
     x87::spill(&mut asm);
     stubs.load_x87 = asm.here();
@@ -283,66 +278,4 @@ fn restore_volatile(asm: &mut Asm) {
     for register in VOLATILE.into_iter().rev() {
         asm.pop(register);
     }
-}
-
-const ZMM: usize = offset_of!(VectorState, zmm);
-const K: usize = offset_of!(VectorState, k);
-const MXCSR: usize = offset_of!(VectorState, x87) + offset_of!(X87, mxcsr);
-
-/// Stores the vector registers where RAX says, or loads them from there.
-fn move_vectors(asm: &mut Asm, store: bool) {
-    let place = |number: u8| at(RAX, (ZMM + 64 * usize::from(number)) as i32);
-    if has_avx512() {
-        for number in 0..32 {
-            // VMOVDQU64: R and R' are inverted in the prefix.
-            let first = 0x61 | u8::from(number & 8 == 0) << 7 | u8::from(number & 16 == 0) << 4;
-            asm.bytes(&[0x62, first, 0xfe, 0x48, if store { 0x7f } else { 0x6f }]);
-            // A displacement of 8 bits would count in units of 64.
-            asm.bytes(&[0x80 | (number & 7) << 3]);
-            asm.bytes(&place(number).disp.to_le_bytes());
-        }
-        for number in 0..8 {
-            // KMOVQ
-            asm.bytes(&[0xc4, 0xe1, 0xf8, if store { 0x91 } else { 0x90 }]);
-            asm.mem_operand(number, at(RAX, (K + 8 * usize::from(number)) as i32));
-        }
-        return;
-    }
-    for number in 0..16 {
-        if has_avx() {
-            // VMOVDQU
-            let prefix = if number < 8 { 0xfe } else { 0x7e };
-            asm.bytes(&[0xc5, prefix, if store { 0x7f } else { 0x6f }]);
-            asm.mem_operand(number, place(number));
-        } else {
-            // MOVUPS
-            asm.mem(
-                false,
-                &[0x0f, if store { 0x11 } else { 0x10 }],
-                number,
-                place(number),
-            );
-        }
-    }
-}
-
-fn spill_vector(asm: &mut Asm) {
-    asm.load(RAX, Env::vector());
-    move_vectors(asm, true);
-    asm.mem(false, &[0x0f, 0xae], 3, at(RAX, MXCSR as i32)); // stmxcsr
-    asm.store_imm32(Env::temp(3), HOST_MXCSR);
-    asm.mem(false, &[0x0f, 0xae], 2, Env::temp(3)); // ldmxcsr
-    asm.store_imm32(Env::vector_live(), 0);
-    if has_avx() {
-        asm.bytes(&[0xc5, 0xf8, 0x77]); // vzeroupper
-    }
-    asm.ret();
-}
-
-fn load_vector(asm: &mut Asm) {
-    asm.load(RAX, Env::vector());
-    move_vectors(asm, false);
-    asm.mem(false, &[0x0f, 0xae], 2, at(RAX, MXCSR as i32));
-    asm.store_imm32(Env::vector_live(), 1);
-    asm.ret();
 }
