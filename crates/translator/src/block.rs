@@ -205,13 +205,8 @@ impl Block<'_> {
             self.save_flags();
         }
         let poll_saved = self.asm.here();
-        let label = self.poll(RAX);
         self.loc = if reads { Loc::Saved } else { Loc::Dead };
-        let site = self.site();
-        self.rare.push(Rare::Leave {
-            label,
-            exit: Exit::Poll(site),
-        });
+        self.poll_at_head();
         let saved = self.asm.here();
         if reads {
             self.load_flags();
@@ -226,6 +221,18 @@ impl Block<'_> {
         }
     }
 
+    /// Looks at the attention word before the first instruction. The flags that matter are in the
+    /// environment. Gives the site.
+    pub fn poll_at_head(&mut self) -> u32 {
+        let label = self.poll(RAX);
+        let site = self.site();
+        self.rare.push(Rare::Leave {
+            label,
+            exit: Exit::Poll(site),
+        });
+        site
+    }
+
     /// Counting code looks at the attention word and the budget at every entry.
     fn counting_entries(&mut self, reads: bool) -> Layout {
         let host = self.asm.here();
@@ -234,12 +241,7 @@ impl Block<'_> {
         }
         let saved = self.asm.here();
         self.loc = if reads { Loc::Saved } else { Loc::Dead };
-        let label = self.poll(RAX);
-        let site = self.site();
-        self.rare.push(Rare::Leave {
-            label,
-            exit: Exit::Poll(site),
-        });
+        let site = self.poll_at_head();
         let label = self.asm.label();
         self.asm.load(RAX, Env::budget());
         self.asm

@@ -8,9 +8,7 @@
 use crate::asm::{self, RAX};
 use crate::block::{Block, Guest, Kind, Layout};
 use crate::env::Env;
-use crate::exit::Exit;
 use crate::mode::Mode;
-use crate::rare::Rare;
 use crate::registers::{self, UNPINNED, named};
 use crate::tables::Loc;
 use crate::x87::is_x87;
@@ -124,10 +122,14 @@ fn is_simple(guest: &Guest) -> bool {
 
 impl Block<'_> {
     /// The beginning of a loop that borrows registers; no flags from before it matter. What every turn
-    /// needs is done before the first.
+    /// needs is done before the first, which looks at the attention word only as any block does.
     pub fn loop_entries(&mut self) -> Layout {
-        let entry = self.asm.here();
+        let poll = self.asm.here();
         self.loc = Loc::Dead;
+        let loan = std::mem::take(&mut self.loan);
+        self.poll_at_head();
+        self.loan = loan;
+        let entry = self.asm.here();
         self.exchange();
         let vector = |guest: &Guest| {
             matches!(guest.kind, Kind::Innocuous(unit)
@@ -136,19 +138,16 @@ impl Block<'_> {
         if self.guests.iter().any(vector) {
             self.need_vector();
         }
-        let again = self.asm.label();
+        let (first, again) = (self.asm.label(), self.asm.label());
+        self.asm.jmp(first);
         self.asm.bind(again);
         self.again = Some(again);
-        let label = self.poll(RAX);
-        let site = self.site();
-        self.rare.push(Rare::Leave {
-            label,
-            exit: Exit::Poll(site),
-        });
+        self.poll_at_head();
+        self.asm.bind(first);
         Layout {
             host: entry,
-            poll: entry,
-            poll_saved: entry,
+            poll,
+            poll_saved: poll,
             saved: entry,
         }
     }

@@ -11,7 +11,7 @@ use belljar_lockstep::fields;
 use belljar_memory::GuestPhysAddr;
 use belljar_translator::{Translator, Tuning};
 use belljar_x86::bits::rflags;
-use belljar_x86::{CpuState, Gpr};
+use belljar_x86::{CpuState, Gpr, Seg};
 use harness::{
     CODE, DATA, HANDLERS, Machine, PAGES, TABLES, assemble, assemble_at, entry_of, state_of_program,
 };
@@ -62,7 +62,7 @@ fn counted() -> bool {
 }
 
 /// How a step accesses memory. The program has a piece of code for each, in this order.
-const ACCESSES: [fn(&mut CodeAssembler); 12] = [
+const ACCESSES: [fn(&mut CodeAssembler); 16] = [
     |a| a.add(r12, qword_ptr(rdi)).unwrap(),
     |a| {
         a.mov(qword_ptr(rdi), rax).unwrap();
@@ -130,6 +130,67 @@ const ACCESSES: [fn(&mut CodeAssembler); 12] = [
         a.mov(ecx, 20).unwrap();
         a.mov(rsi, rdi).unwrap();
         a.rep().stosb().unwrap();
+    },
+    |a| {
+        // A loop that borrows registers, and faults in any turn.
+        let mut again = a.create_label();
+        a.mov(r9, rdi).unwrap();
+        a.mov(r10d, 40).unwrap();
+        a.lea(r11, ptr(rdi + 8)).unwrap();
+        a.set_label(&mut again).unwrap();
+        a.add(r12, qword_ptr(r9)).unwrap();
+        a.xor(qword_ptr(r11), r12).unwrap();
+        a.lea(r9, ptr(r9 + r10 * 8)).unwrap();
+        a.add(r11, 0x210).unwrap();
+        a.sub(r10d, 1).unwrap();
+        a.jne(again).unwrap();
+        a.add(r12, r9).unwrap();
+        a.xor(r12, r11).unwrap();
+    },
+    |a| {
+        // The same with vectors, another way out, and operands of all sizes.
+        let (mut again, mut out) = (a.create_label(), a.create_label());
+        a.mov(r11d, eax).unwrap();
+        a.mov(r10, rdi).unwrap();
+        a.set_label(&mut again).unwrap();
+        a.movsd_2(xmm0, qword_ptr(r10)).unwrap();
+        a.paddq(xmm0, xmmword_ptr(r10 + 7)).unwrap();
+        a.add(r10, 0x108).unwrap();
+        a.mov(r9w, r11w).unwrap();
+        a.shr(r11d, 1).unwrap();
+        a.je(out).unwrap();
+        a.mov(byte_ptr(r10), r9b).unwrap();
+        a.movsd_2(qword_ptr(r10 + 1), xmm0).unwrap();
+        a.test(r11b, r11b).unwrap();
+        a.jne(again).unwrap();
+        a.set_label(&mut out).unwrap();
+        a.lea(r12, ptr(r12 + r10)).unwrap();
+        a.xor(r12, r9).unwrap();
+    },
+    |a| {
+        // A loop in which more registers would be borrowed than are free.
+        let mut again = a.create_label();
+        for register in [r8, r9, r10, r11] {
+            a.mov(register, rdi).unwrap();
+        }
+        a.mov(ebp, 9).unwrap();
+        a.set_label(&mut again).unwrap();
+        a.add(r8, rsi).unwrap();
+        a.add(r12, qword_ptr(r8 + rbp * 8)).unwrap();
+        a.lea(r9, ptr(r9 + rbp)).unwrap();
+        a.lea(r10, ptr(r9 + rsi * 2 + 0x300)).unwrap();
+        a.mov(qword_ptr(r10), r15).unwrap();
+        a.xchg(qword_ptr(r9), r11).unwrap();
+        a.xor(r12, r13).unwrap();
+        a.xor(r12, r14).unwrap();
+        a.dec(ebp).unwrap();
+        a.jne(again).unwrap();
+    },
+    |a| {
+        // Through FS.
+        a.add(r12, qword_ptr(0x28).fs()).unwrap();
+        a.mov(qword_ptr(0x30).fs(), rax).unwrap();
+        a.mov(r9, qword_ptr(0x7000_0000).fs()).unwrap();
     },
 ];
 
@@ -210,9 +271,13 @@ fn fault(a: &mut CodeAssembler) {
     // The stack pointer, too.
     a.mov(rax, qword_ptr(rsp + 40)).unwrap();
     a.add(qword_ptr(FAULTS), rax).unwrap();
-    // And what may be lent.
-    a.xor(qword_ptr(FAULTS), rcx).unwrap();
-    a.xor(qword_ptr(FAULTS), rbx).unwrap();
+    // And what may be lent, or borrow.
+    for register in [
+        rcx, rbx, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15,
+    ] {
+        a.xor(qword_ptr(FAULTS), register).unwrap();
+        a.rol(qword_ptr(FAULTS), 5).unwrap();
+    }
     a.inc(qword_ptr(FAULTS + 8)).unwrap();
     a.mov(qword_ptr(rsp + 16), r13).unwrap();
     a.pop(rax).unwrap();
@@ -286,6 +351,7 @@ fn state() -> CpuState {
     cpu.msr.lstar = SYSTEM;
     cpu.msr.fmask = 0x700;
     cpu.gpr[Gpr::R12 as usize] = 77;
+    cpu.segments[Seg::Fs as usize].base = PAGES + 0xff0;
     cpu
 }
 
