@@ -154,7 +154,8 @@ const ACCESSES: [fn(&mut CodeAssembler); 16] = [
         a.mov(r10, rdi).unwrap();
         a.set_label(&mut again).unwrap();
         a.movsd_2(xmm0, qword_ptr(r10)).unwrap();
-        a.paddq(xmm0, xmmword_ptr(r10 + 7)).unwrap();
+        a.movups(xmm1, xmmword_ptr(r10 + 7)).unwrap();
+        a.paddq(xmm0, xmm1).unwrap();
         a.add(r10, 0x108).unwrap();
         a.mov(r9w, r11w).unwrap();
         a.shr(r11d, 1).unwrap();
