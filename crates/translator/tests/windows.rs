@@ -288,6 +288,8 @@ fn fault(a: &mut CodeAssembler) {
 
 /// The number of the access that changes and calls code.
 const CALL: u64 = 9;
+/// The first of those that go on upward, over no more than six pages: what lies behind is code.
+const LOOPS: u64 = 12;
 
 /// An address that steps access.
 fn address(random: &mut Random, access: u64) -> u64 {
@@ -301,7 +303,12 @@ fn address(random: &mut Random, access: u64) -> u64 {
         1 => random.below(0x40),
         _ => random.below(0x200) * 8,
     };
-    let page = random.below(DATA_PAGES) * 0x1000;
+    let pages = if access < LOOPS {
+        DATA_PAGES
+    } else {
+        DATA_PAGES - 6
+    };
+    let page = random.below(pages) * 0x1000;
     match random.below(20) {
         0 => 0x8000_0000_0000 + offset,
         1 => 0xffff_ffff_ffff_0000 + offset,
