@@ -50,7 +50,7 @@ impl Tuning {
         flush_every: None,
         evict_every: None,
         exit_every: None,
-        patience: Some(50),
+        patience: Some(25),
     };
 
     /// The tunings under which the engine is tested, with their names.
