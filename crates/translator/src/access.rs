@@ -165,7 +165,7 @@ impl Block<'_> {
             let span = (group.end - group.start) as usize;
             self.check_operand(Address::Computed, span, group.write);
             // If it reads what is to be written later, its own fault would be another.
-            let access = (size <= PLAIN && write == group.write)
+            let access = (write == group.write && self.surely_accesses(size))
                 .then(|| u8::try_from(member.offset - group.start).ok())
                 .flatten();
             for site in &mut self.tables.sites[sites..] {
@@ -440,12 +440,21 @@ impl Block<'_> {
 
     fn access_site(&mut self, size: usize) -> u32 {
         let site = self.site();
-        // An exception that x87 has waiting comes before a page fault.
-        let waits = matches!(self.guest().kind, Kind::Innocuous(unit) if is_x87(unit));
-        if size <= PLAIN && !waits {
+        if self.surely_accesses(size) {
             self.tables.sites[site as usize].access = Some(0);
         }
         site
+    }
+
+    /// Whether the instruction accesses all of its `size` bytes and raises a page fault if it cannot, and
+    /// nothing else.
+    fn surely_accesses(&self, size: usize) -> bool {
+        let guest = self.guest();
+        // An exception that x87 has waiting comes before a page fault.
+        let waits = matches!(guest.kind, Kind::Innocuous(unit) if is_x87(unit));
+        // What a mask leaves out is not accessed. SDM 1, 15.6.1.
+        let masked = guest.ins.op_mask() != Register::None;
+        size <= PLAIN && !waits && !masked
     }
 
     /// Has the TLB filled for an access to the address in R10.
