@@ -45,7 +45,7 @@ impl HaltPolling {
 /// Looks at the word until a bit of `reason` is set or `window` from `start` on has passed; tells
 /// whether one is set.
 fn watch(attention: &Attention, reason: Reason, start: Instant, window: Duration) -> bool {
-    while !window.is_zero() && start.elapsed() < window {
+    while start.elapsed() < window {
         for _ in 0..LOOKS {
             if attention.has(reason) {
                 return true;

@@ -148,7 +148,8 @@ pub fn hex(words: &[u64]) -> String {
 }
 
 /// Whether the host executed a VEX or EVEX encoding that the manual reserves, and the engine refused it. Zen 4 looks at few
-/// of the bits of EVEX that an instruction has no use for; other processors refuse them.
+/// of the bits of EVEX that an instruction has no use for, and AMD's processors execute VPERMQ and VPERMPD with VEX.W0; others
+/// refuse them.
 fn takes_reserved(case: &Case, host: &Outcome, engine: &Outcome) -> bool {
     const PREFIXES: [u8; 7] = [0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x67];
     case.instructions.last().is_some_and(|bytes| {

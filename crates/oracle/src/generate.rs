@@ -100,17 +100,10 @@ impl Generator {
     /// `encoded` made wrong, unless that makes it an instruction that is not for the oracle.
     fn spoiled(&self, encoded: &Encoded, random: &mut Random) -> Vec<u8> {
         let bytes = spoil(encoded, random);
-        let foreign = match decode(&bytes) {
-            Some(now) => {
-                let code = now.instruction.code();
-                is_branch(code) || !self.catalogue.codes().contains(&code)
-            }
-            // With VEX.W0, which the manual forbids, AMD's processors execute them.
-            None => matches!(
-                encoded.instruction.mnemonic(),
-                Mnemonic::Vpermq | Mnemonic::Vpermpd
-            ),
-        };
+        let foreign = decode(&bytes).is_some_and(|now| {
+            let code = now.instruction.code();
+            is_branch(code) || !self.catalogue.codes().contains(&code)
+        });
         if foreign {
             encoded.bytes.clone()
         } else {

@@ -308,10 +308,7 @@ impl Block<'_> {
     /// there are any, else by a near copy if it stays near. Changes RAX, and without windows the flags.
     pub fn check_operand(&mut self, address: Address, size: usize, write: bool) {
         if self.windows {
-            if let Address::Constant(value) = address {
-                self.asm.mov_imm(R10, value);
-            }
-            self.through_own_slot(0, false);
+            self.through_slot_of(address, false);
             return;
         }
         match (self.guest().near, address) {
@@ -332,7 +329,13 @@ impl Block<'_> {
             self.asm.load(R10, Env::base(gs));
             return self.through_own_slot(offset, scratch);
         }
-        if let Address::Constant(value) = self.address(ins, size) {
+        let address = self.address(ins, size);
+        self.through_slot_of(address, scratch)
+    }
+
+    /// The place at an address, likewise.
+    fn through_slot_of(&mut self, address: Address, scratch: bool) -> Mem {
+        if let Address::Constant(value) = address {
             self.asm.mov_imm(R10, value);
         }
         self.through_own_slot(0, scratch)

@@ -54,10 +54,10 @@ impl Block<'_> {
         if plan.memory && !(1..=64).contains(&size) {
             return false;
         }
-        match unit {
-            Unit::Integer | Unit::IntegerVex => {}
-            unit if is_x87(unit) => self.need_x87(),
-            _ => self.need_vector(),
+        if is_x87(unit) {
+            self.need_x87();
+        } else if is_vector(unit) {
+            self.need_vector();
         }
         if is_x87(unit) && plan.memory {
             self.keep_x87_data(ins);
@@ -177,6 +177,11 @@ impl Block<'_> {
             }
         }
     }
+}
+
+/// Whether a unit's instructions use the vector registers.
+pub fn is_vector(unit: Unit) -> bool {
+    !matches!(unit, Unit::Integer | Unit::IntegerVex) && !is_x87(unit)
 }
 
 /// Innocuous instructions that are not passed on as they stand: none of their forms is worth it.

@@ -8,11 +8,11 @@
 use crate::asm::{self, RAX};
 use crate::block::{Block, Guest, Kind, Layout};
 use crate::env::Env;
+use crate::generic::is_vector;
 use crate::mode::Mode;
 use crate::registers::{self, UNPINNED, named};
 use crate::tables::Loc;
 use crate::x87::is_x87;
-use belljar_passthrough::Unit;
 use iced_x86::{Instruction, OpKind, Register};
 
 /// Registers that may be lent, by the guest's numbers: no instruction of a loop uses them without naming
@@ -131,10 +131,7 @@ impl Block<'_> {
         self.loan = loan;
         let entry = self.asm.here();
         self.exchange();
-        let vector = |guest: &Guest| {
-            matches!(guest.kind, Kind::Innocuous(unit)
-                if !matches!(unit, Unit::Integer | Unit::IntegerVex))
-        };
+        let vector = |guest: &Guest| matches!(guest.kind, Kind::Innocuous(unit) if is_vector(unit));
         if self.guests.iter().any(vector) {
             self.need_vector();
         }

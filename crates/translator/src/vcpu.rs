@@ -346,9 +346,8 @@ impl TranslatorVcpu {
         let stub = self.cache.entry_stub() as usize as *const ();
         // SAFETY: the stub is code that this vCPU's cache has written. It obeys the ABI, and reaches
         // nothing but the environment (GS) and the stack below it, the vector state, and guest memory
-        // through the TLB. What
-        // it calls back takes the processor by the environment's pointer; no reference to either is
-        // in use meanwhile.
+        // through the TLB or windows. What it calls back takes the processor by the environment's
+        // pointer; no reference to either is in use meanwhile.
         unsafe {
             let run: extern "sysv64" fn(u64) = std::mem::transmute(stub);
             run(entry);
